@@ -1,2 +1,57 @@
 //! Developer commands: `cargo xtask help`.
-fn main() {}
+//!
+//! Each command is a module; this file only names them. Continuous integration (`.ci/run`) calls the
+//! same `test` command that a person runs.
+
+mod child;
+mod gate;
+mod layering;
+mod policy;
+mod setup;
+mod size;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of plyfs", disable_version_flag = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up this machine and pass every check and test (what continuous integration runs)
+    Test(gate::TestArgs),
+    /// Every check but the tests
+    Check,
+    /// Check the length of functions and files
+    Size,
+    /// Check that crates depend only on what DESIGN allows, and that `unsafe` stays in crates/sys
+    Layering,
+    /// Check licences, banned crates and sources of all dependencies against deny.toml
+    Deny,
+    /// Install the system packages that the tests use (Debian, as root)
+    Setup,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Test(args) => gate::test(&args),
+        Command::Check => gate::check(),
+        Command::Size => size::run(),
+        Command::Layering => layering::run(),
+        Command::Deny => policy::run(),
+        Command::Setup => setup::run().map(|_| ()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
