@@ -1,0 +1,218 @@
+//! Mounting, unmounting and namespaces: what a FUSE session, `plyfs try` and the feature probes need.
+//!
+//! The policy (which options, in which namespace, in which order) is the caller's.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
+pub use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+use crate::{Errno, Result, raw};
+
+/// Mounts a file system of type `fstype` at `target` with an option string as the file system understands it (mount(2)).
+/// The kernel cuts options at one page.
+pub fn mount(source: &CStr, target: &Path, fstype: &CStr, flags: MountFlags, options: &[u8]) -> Result<()> {
+    let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+    rustix::mount::mount(source, target, fstype, flags, Some(options.as_c_str()))
+}
+
+/// Mounts the FUSE connection of `device` (an open `/dev/fuse`) at `target` (mount(2), fuse(4)). `subtype` makes the type
+/// `fuse.SUBTYPE`; `options` are those of FUSE beside `fd=`, which is put in front, for example
+/// `rootmode=40755,user_id=0,group_id=0,default_permissions,allow_other`.
+pub fn mount_fuse(
+    device: BorrowedFd<'_>,
+    source: &CStr,
+    target: &Path,
+    subtype: &str,
+    flags: MountFlags,
+    options: &[u8],
+) -> Result<()> {
+    let fstype = CString::new(format!("fuse.{subtype}")).map_err(|_| Errno::INVAL)?;
+    let mut all = format!("fd={}", device.as_raw_fd()).into_bytes();
+    if !options.is_empty() {
+        all.push(b',');
+        all.extend_from_slice(options);
+    }
+    mount(source, target, &fstype, flags, &all)
+}
+
+/// Unmounts what is at `target`, not following a symbolic link (umount2(2)). `EBUSY` while it is in use.
+pub fn unmount(target: &Path) -> Result<()> {
+    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW)
+}
+
+/// Takes the mount at `target` out of the tree now, and lets it end with its last user (`MNT_DETACH` of umount2(2)).
+pub fn unmount_detached(target: &Path) -> Result<()> {
+    rustix::mount::unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
+}
+
+/// Mounts a directory or file a second time at `target`, with the mounts below it if `recursive` (`MS_BIND` of mount(2)).
+pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {
+    if recursive {
+        rustix::mount::mount_bind_recursive(source, target)
+    } else {
+        rustix::mount::mount_bind(source, target)
+    }
+}
+
+/// Changes the flags of the mount at `target` alone, not of its file system (`MS_REMOUNT | MS_BIND` of mount(2)).
+pub fn remount_bind(target: &Path, flags: MountFlags) -> Result<()> {
+    rustix::mount::mount_remount(target, MountFlags::BIND | flags, c"")
+}
+
+/// Changes how mount events propagate from and to the mount at `target` (mount_namespaces(7)).
+pub fn set_propagation(target: &Path, propagation: MountPropagationFlags) -> Result<()> {
+    rustix::mount::mount_change(target, propagation)
+}
+
+/// Moves the mount at `source` to `target` (`MS_MOVE` of mount(2)).
+pub fn move_path(source: &Path, target: &Path) -> Result<()> {
+    rustix::mount::mount_move(source, target)
+}
+
+/// A detached copy of the mount that holds `path` beneath `dir`, or, without `OPEN_TREE_CLONE`, a descriptor of it
+/// (open_tree(2)).
+pub fn open_tree(dir: impl AsFd, path: &Path, flags: OpenTreeFlags) -> Result<OwnedFd> {
+    rustix::mount::open_tree(dir, path, flags | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+}
+
+/// Attaches a detached mount at `target` beneath `dir` (move_mount(2)).
+pub fn attach(mount: impl AsFd, dir: impl AsFd, target: &Path) -> Result<()> {
+    rustix::mount::move_mount(mount, c"", dir, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// Attaches a detached mount over the directory that `target` refers to (move_mount(2)).
+pub fn attach_over(mount: impl AsFd, target: impl AsFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, c"", target, c"", flags)
+}
+
+/// `struct mount_attr` (include/uapi/linux/mount.h).
+#[repr(C)]
+struct RawMountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+/// What [`set_attributes`] changes: `MOUNT_ATTR_*` flags to set and to clear, and the user namespace of an idmapped mount
+/// (which needs `MOUNT_ATTR_IDMAP`, set by itself).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountAttributes<'a> {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// Map ids by this user namespace.
+    pub idmap: Option<BorrowedFd<'a>>,
+}
+
+/// `MOUNT_ATTR_RDONLY`: the mount is read-only.
+pub const ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_NOSUID`: set-id bits and file capabilities are ignored.
+pub const ATTR_NOSUID: u64 = 0x2;
+/// `MOUNT_ATTR_NODEV`: device nodes cannot be opened.
+pub const ATTR_NODEV: u64 = 0x4;
+/// `MOUNT_ATTR_NOEXEC`: nothing can be executed.
+pub const ATTR_NOEXEC: u64 = 0x8;
+/// `MOUNT_ATTR_IDMAP`.
+const ATTR_IDMAP: u64 = 0x10_0000;
+/// `AT_RECURSIVE`.
+const AT_RECURSIVE: libc::c_int = 0x8000;
+
+/// Changes the attributes of the mount that `mount` refers to, and of those below it if `recursive` (mount_setattr(2),
+/// Linux 5.12).
+pub fn set_attributes(mount: impl AsFd, attributes: &MountAttributes<'_>, recursive: bool) -> Result<()> {
+    let mut raw_attr =
+        RawMountAttr { set: attributes.set, clear: attributes.clear, propagation: 0, userns: 0 };
+    if let Some(userns) = attributes.idmap {
+        raw_attr.set |= ATTR_IDMAP;
+        raw_attr.userns = u64::try_from(userns.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    }
+    let flags = libc::AT_EMPTY_PATH | if recursive { AT_RECURSIVE } else { 0 };
+    let size = size_of::<RawMountAttr>();
+    let fd = mount.as_fd().as_raw_fd();
+    // SAFETY: the path is NUL-terminated, and `raw_attr` has the layout of `struct mount_attr` and the size given.
+    raw::check(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw mut raw_attr, size)
+    })
+    .map(drop)
+}
+
+/// One parameter of a new file system.
+#[derive(Clone, Copy, Debug)]
+pub enum Parameter<'a> {
+    /// A word alone.
+    Flag(&'a CStr),
+    /// A key and a text.
+    Text(&'a CStr, &'a CStr),
+    /// A key and a descriptor.
+    Descriptor(&'a CStr, BorrowedFd<'a>),
+}
+
+/// Makes a detached mount of a new file system by the mount API of Linux 5.2 (fsopen(2), fsconfig(2), fsmount(2)), which
+/// has no limit of one page on all options together, only of 256 bytes on each.
+pub fn new_filesystem(fstype: &CStr, parameters: &[Parameter<'_>], attributes: u32) -> Result<OwnedFd> {
+    let context = rustix::mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for parameter in parameters {
+        match *parameter {
+            Parameter::Flag(key) => rustix::mount::fsconfig_set_flag(context.as_fd(), key)?,
+            Parameter::Text(key, value) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?,
+            Parameter::Descriptor(key, fd) => rustix::mount::fsconfig_set_fd(context.as_fd(), key, fd)?,
+        }
+    }
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::from_bits_retain(attributes);
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Makes `new_root` the root of the mount namespace and puts the old one at `put_old` (pivot_root(2)); `.` for both
+/// stacks the old root on the new one, from where it can be detached.
+pub fn pivot_root(new_root: &Path, put_old: &Path) -> Result<()> {
+    rustix::process::pivot_root(new_root, put_old)
+}
+
+/// The namespaces that [`unshare`] makes new (namespaces(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// A user namespace; its maps are written by [`write_id_maps`].
+    pub user: bool,
+    /// A mount namespace.
+    pub mount: bool,
+    /// A PID namespace, for children.
+    pub pid: bool,
+}
+
+/// Moves the calling thread to new namespaces (unshare(2)). `EINVAL` for a user namespace once the process has several
+/// threads.
+pub fn unshare(namespaces: Namespaces) -> Result<()> {
+    let mut flags = UnshareFlags::empty();
+    flags.set(UnshareFlags::NEWUSER, namespaces.user);
+    flags.set(UnshareFlags::NEWNS, namespaces.mount);
+    flags.set(UnshareFlags::NEWPID, namespaces.pid);
+    // SAFETY: only namespaces are made new, never the table of descriptors (`CLONE_FILES`), on which Rust's ownership of
+    // descriptors rests.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Maps the ids `(inside, outside, count)` of the user namespace that the calling process is in, denying setgroups(2) if
+/// `deny_setgroups`, which an unprivileged process must (user_namespaces(7)).
+pub fn write_id_maps(
+    uids: &[(u32, u32, u32)],
+    gids: &[(u32, u32, u32)],
+    deny_setgroups: bool,
+) -> std::io::Result<()> {
+    if deny_setgroups {
+        std::fs::write("/proc/self/setgroups", "deny")?;
+    }
+    std::fs::write("/proc/self/uid_map", id_map(uids))?;
+    std::fs::write("/proc/self/gid_map", id_map(gids))
+}
+
+fn id_map(ranges: &[(u32, u32, u32)]) -> String {
+    ranges.iter().map(|(inside, outside, count)| format!("{inside} {outside} {count}\n")).collect()
+}

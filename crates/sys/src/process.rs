@@ -1,0 +1,95 @@
+//! The process itself: descriptor limit, session, standard descriptors, anonymous files, prctl(2).
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
+
+use crate::{Errno, Result, raw};
+
+/// Raises the soft limit of open descriptors to the hard one (setrlimit(2)) and returns it; `u64::MAX` is no limit.
+pub fn raise_descriptor_limit() -> Result<u64> {
+    let old = rustix::process::getrlimit(Resource::Nofile);
+    if old.current != old.maximum {
+        rustix::process::setrlimit(Resource::Nofile, Rlimit { current: old.maximum, maximum: old.maximum })?;
+    }
+    Ok(old.maximum.unwrap_or(u64::MAX))
+}
+
+/// Becomes the leader of a new session without a terminal (setsid(2)); `EPERM` if it leads a process group.
+pub fn new_session() -> Result<()> {
+    rustix::process::setsid().map(drop)
+}
+
+/// Makes descriptors 0, 1 and 2 refer to `/dev/null`, or, where that cannot be opened, returns the reason and leaves them
+/// (dup2(2)). A daemon must never close them: the next file opened would take the number.
+pub fn detach_standard_descriptors() -> Result<()> {
+    let null = rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    redirect_standard_descriptor(null.as_fd(), 0)?;
+    redirect_standard_descriptor(null.as_fd(), 1)?;
+    redirect_standard_descriptor(null.as_fd(), 2)
+}
+
+/// Makes descriptor `number`, 0 to 2, refer to what `to` does (dup2(2)).
+pub fn redirect_standard_descriptor(to: BorrowedFd<'_>, number: i32) -> Result<()> {
+    if !(0..=2).contains(&number) {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: 0 to 2 are owned by nobody in Rust; replacing what they refer to cannot invalidate an `OwnedFd`.
+    raw::check_int(unsafe { libc::dup2(to.as_raw_fd(), number) }).map(drop)
+}
+
+/// Opens `/dev/null` on each of 0, 1 and 2 that is closed, so that no file of a layer ever gets such a number (open(2)).
+pub fn fill_standard_descriptors() -> Result<()> {
+    loop {
+        let null = rustix::fs::open(c"/dev/null", OFlags::RDWR, Mode::empty())?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        // It fills a gap and stays open for the life of the process.
+        std::mem::forget(null);
+    }
+}
+
+/// An anonymous file in memory (memfd_create(2)).
+pub fn memfd(name: &str) -> Result<OwnedFd> {
+    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+}
+
+/// Whether other processes of the user may trace this one and read its `/proc` files (`PR_SET_DUMPABLE`). The kernel
+/// clears it when a thread changes its file system ids.
+pub fn set_dumpable(dumpable: bool) -> Result<()> {
+    let behavior = if dumpable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
+    rustix::process::set_dumpable_behavior(behavior)
+}
+
+/// Has the kernel send SIGTERM when the parent thread ends (`PR_SET_PDEATHSIG`); the kernel forgets it when the thread
+/// changes its ids.
+pub fn die_with_parent() -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
+}
+
+/// Adopts orphaned descendants (`PR_SET_CHILD_SUBREAPER`).
+pub fn adopt_orphans(enable: bool) -> Result<()> {
+    rustix::process::set_child_subreaper(enable.then(rustix::process::getpid))
+}
+
+/// Marks the calling thread as part of the path by which memory is written back, so that its own allocations do not wait
+/// for a file system it serves (`PR_SET_IO_FLUSHER`). Needs CAP_SYS_RESOURCE (`EPERM`).
+pub fn mark_io_flusher() -> Result<()> {
+    rustix::process::configure_io_flusher_behavior(true)
+}
+
+/// Names the calling thread, at most 15 bytes, for `/proc` and `top` (`PR_SET_NAME`).
+pub fn name_thread(name: &str) -> Result<()> {
+    raw::with_c_str(name.as_bytes(), rustix::thread::set_name)
+}
+
+/// Whether a process lives (kill(2) with signal 0); true also if it belongs to somebody else.
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    !matches!(rustix::process::test_kill_process(pid), Err(Errno::SRCH))
+}
