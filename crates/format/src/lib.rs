@@ -15,6 +15,7 @@ pub mod origin;
 pub mod override_stat;
 pub mod protattr;
 pub mod redirect;
+pub mod spec;
 pub mod whiteout;
 pub mod xattr;
 
@@ -29,5 +30,6 @@ pub use origin::{FileHandle, Origin};
 pub use override_stat::{OverrideKind, OverrideStat};
 pub use protattr::Protattr;
 pub use redirect::Redirect;
+pub use spec::{Conflict, Effective, Options, Parsed, SpecError, StackSpec, UpperSpec};
 pub use whiteout::{OciName, whiteout_name};
 pub use xattr::{Namespace, Private};
