@@ -53,6 +53,8 @@ struct ThreadCreds {
     mounter_groups: Vec<u32>,
     /// The groups set in their place.
     current_groups: Option<Vec<u32>>,
+    /// How many [`with_creds`] the thread is inside of.
+    depth: u32,
 }
 
 thread_local! {
@@ -61,14 +63,15 @@ thread_local! {
 
 /// Gives the calling thread a umask of its own (`CLONE_FS` of unshare(2), which also unshares the working directory) and
 /// makes its capabilities independent of its ids (`SECBIT_NO_SETUID_FIXUP`, capabilities(7)). The first call on a thread
-/// decides; [`with_creator`] makes it if nobody did. Call it before the thread changes its ids by other means.
+/// decides; [`with_creator`] makes it if nobody did. Call it before the thread changes its ids by other means. Programs that
+/// the thread starts inherit the fixed bits, so start none from it.
 pub fn prepare_thread() -> Prepared {
     with_thread(|thread| thread.prepared)
 }
 
 /// Runs `f` with the file system ids `uid` and `gid` and with `umask` (setfsuid(2), setfsgid(2), umask(2)), and the mounter's
 /// supplementary groups. `EOVERFLOW` if an id is not mapped in this user namespace, `EPERM` if the thread may not take it;
-/// `f` does not run then. Must not be nested.
+/// `f` does not run then. May be nested: the outer credentials are back when the inner closure has ended.
 pub fn with_creator<T, E: From<Errno>>(
     uid: u32,
     gid: u32,
@@ -84,30 +87,37 @@ pub fn with_creds<T, E: From<Errno>>(
     groups: Option<&[u32]>,
     f: impl FnOnce() -> core::result::Result<T, E>,
 ) -> core::result::Result<T, E> {
-    let changed = with_thread(|thread| thread.assume(creds, groups));
-    let _restore = RestoreUnlessLazy;
-    changed?;
+    let changed = with_thread(|thread| thread.enter(creds, groups));
+    let _leave = Leave(changed?);
     f()
 }
 
+/// Runs `f` with the mounter's credentials, also inside [`with_creator`], whose ids are back afterwards.
+pub fn with_mounter<T, E: From<Errno>>(
+    f: impl FnOnce() -> core::result::Result<T, E>,
+) -> core::result::Result<T, E> {
+    with_creds(with_thread(|thread| thread.mounter), None, f)
+}
+
 /// Gives the calling thread the mounter's ids, groups and umask back, where [`with_creator`] left others. Without a system
-/// call if it has them.
+/// call if it has them. Not for use inside the closure of [`with_creator`]: [`with_mounter`] is.
 pub fn assume_mounter() -> Result<()> {
     THREAD.with_borrow_mut(|slot| slot.as_mut().map_or(Ok(()), ThreadCreds::restore))
 }
 
-/// Restores at once on a thread where changed ids mean lost capabilities, also when the closure panics.
-struct RestoreUnlessLazy;
+/// Credentials to go back to: ids, and groups if other than the mounter's.
+type Saved = (Creds, Option<Vec<u32>>);
 
-impl Drop for RestoreUnlessLazy {
+/// Ends a [`with_creds`], also when the closure panics: back to the outer one's credentials, or, outside all, to the
+/// mounter's where changed ids mean lost capabilities.
+struct Leave(Option<Saved>);
+
+impl Drop for Leave {
     fn drop(&mut self) {
-        with_thread(|thread| {
-            // A thread may always return to its own ids; should the kernel refuse all the same, `current` says what it
-            // has, and the next change starts from there.
-            if !thread.prepared.keeps_capabilities && thread.restore().is_err() {
-                debug_assert!(false, "a thread could not return to its own ids");
-            }
-        });
+        // A thread may always return to ids it had; should the kernel refuse all the same, `current` says what it has,
+        // and the next change starts from there.
+        let left = with_thread(|thread| thread.leave(self.0.take()));
+        debug_assert_eq!(left, Ok(()), "a thread could not return to ids that it had");
     }
 }
 
@@ -130,6 +140,32 @@ impl ThreadCreds {
             current: mounter,
             mounter_groups: groups.into_iter().map(Gid::as_raw).collect(),
             current_groups: None,
+            depth: 0,
+        }
+    }
+
+    /// Takes credentials, and returns those to go back to if this is inside another [`with_creds`].
+    fn enter(&mut self, wanted: Creds, groups: Option<&[u32]>) -> Result<Option<Saved>> {
+        let outer = (self.depth > 0).then(|| (self.current, self.current_groups.clone()));
+        let changed = self.assume(wanted, groups);
+        if let Err(error) = changed {
+            self.leave_to(outer)?;
+            return Err(error);
+        }
+        self.depth += 1;
+        Ok(outer)
+    }
+
+    fn leave(&mut self, outer: Option<Saved>) -> Result<()> {
+        self.depth -= 1;
+        self.leave_to(outer)
+    }
+
+    fn leave_to(&mut self, outer: Option<Saved>) -> Result<()> {
+        match outer {
+            Some((creds, groups)) => self.assume(creds, groups.as_deref()),
+            None if self.prepared.keeps_capabilities => Ok(()),
+            None => self.restore(),
         }
     }
 

@@ -161,7 +161,10 @@ impl Copier<'_> {
         let filled = buffer.get(..count).ok_or(Errno::IO)?;
         let mut written = 0;
         while let Some(rest) = filled.get(written..).filter(|rest| !rest.is_empty()) {
-            written += self.dst.pwrite(rest, offset + written as u64)?;
+            match self.dst.pwrite(rest, offset + written as u64)? {
+                0 => return Err(Errno::IO),
+                count => written += count,
+            }
         }
         Ok(count as u64)
     }

@@ -87,7 +87,8 @@ pub fn filesystem_uuid(fd: BorrowedFd<'_>) -> Result<Option<[u8; 16]>> {
     let mut answer = FsUuid { length: 0, uuid: [0; 16] };
     // SAFETY: `answer` has the layout of `struct fsuuid2`, and the call may write it.
     match raw::check_int(unsafe { libc::ioctl(fd.as_raw_fd(), GETFSUUID, &raw mut answer) }) {
-        Ok(_) => Ok((answer.length == 16).then_some(answer.uuid)),
+        // All zeros is the kernel's "null" UUID, which file systems without one have.
+        Ok(_) => Ok((answer.length == 16 && answer.uuid != [0; 16]).then_some(answer.uuid)),
         Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(None),
         Err(error) => Err(error),
     }

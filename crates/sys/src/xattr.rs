@@ -135,8 +135,14 @@ fn own_dir(route: Route, dir: BorrowedFd<'_>, access: &mut Access<'_>) -> Result
 
 fn by_descriptor(fd: BorrowedFd<'_>, access: &mut Access<'_>) -> Result<usize> {
     match access {
-        Access::Get(name, buf) => rustix::fs::fgetxattr(fd, *name, &mut **buf),
-        Access::List(buf) => rustix::fs::flistxattr(fd, &mut **buf),
+        Access::Get(name, buf) => match buf.len() {
+            0 => rustix::fs::fgetxattr_query(fd, *name),
+            _ => rustix::fs::fgetxattr(fd, *name, &mut **buf),
+        },
+        Access::List(buf) => match buf.len() {
+            0 => rustix::fs::flistxattr_query(fd),
+            _ => rustix::fs::flistxattr(fd, &mut **buf),
+        },
         Access::Set(name, value, flags) => rustix::fs::fsetxattr(fd, *name, value, *flags).map(|()| 0),
         Access::Remove(name) => rustix::fs::fremovexattr(fd, *name).map(|()| 0),
     }
@@ -147,17 +153,36 @@ fn by_descriptor(fd: BorrowedFd<'_>, access: &mut Access<'_>) -> Result<usize> {
 fn by_proc_path(fd: BorrowedFd<'_>, name: Option<Name<'_>>, access: &mut Access<'_>) -> Result<usize> {
     let mut storage = [0_u8; PATH_BYTES];
     let path = proc_path(&mut storage, fd, name)?;
-    if name.is_some() {
-        return match access {
-            Access::Get(attr, buf) => rustix::fs::lgetxattr(path, *attr, &mut **buf),
-            Access::List(buf) => rustix::fs::llistxattr(path, &mut **buf),
-            Access::Set(attr, value, flags) => rustix::fs::lsetxattr(path, *attr, value, *flags).map(|()| 0),
-            Access::Remove(attr) => rustix::fs::lremovexattr(path, *attr).map(|()| 0),
-        };
-    }
+    if name.is_some() { by_path_nofollow(path, access) } else { by_path(path, access) }
+}
+
+// rustix takes an empty buffer for one that nothing fits into, hence its calls that ask for the length.
+
+fn by_path_nofollow(path: &CStr, access: &mut Access<'_>) -> Result<usize> {
     match access {
-        Access::Get(attr, buf) => rustix::fs::getxattr(path, *attr, &mut **buf),
-        Access::List(buf) => rustix::fs::listxattr(path, &mut **buf),
+        Access::Get(attr, buf) => match buf.len() {
+            0 => rustix::fs::lgetxattr_query(path, *attr),
+            _ => rustix::fs::lgetxattr(path, *attr, &mut **buf),
+        },
+        Access::List(buf) => match buf.len() {
+            0 => rustix::fs::llistxattr_query(path),
+            _ => rustix::fs::llistxattr(path, &mut **buf),
+        },
+        Access::Set(attr, value, flags) => rustix::fs::lsetxattr(path, *attr, value, *flags).map(|()| 0),
+        Access::Remove(attr) => rustix::fs::lremovexattr(path, *attr).map(|()| 0),
+    }
+}
+
+fn by_path(path: &CStr, access: &mut Access<'_>) -> Result<usize> {
+    match access {
+        Access::Get(attr, buf) => match buf.len() {
+            0 => rustix::fs::getxattr_query(path, *attr),
+            _ => rustix::fs::getxattr(path, *attr, &mut **buf),
+        },
+        Access::List(buf) => match buf.len() {
+            0 => rustix::fs::listxattr_query(path),
+            _ => rustix::fs::listxattr(path, &mut **buf),
+        },
         Access::Set(attr, value, flags) => rustix::fs::setxattr(path, *attr, value, *flags).map(|()| 0),
         Access::Remove(attr) => rustix::fs::removexattr(path, *attr).map(|()| 0),
     }
@@ -274,4 +299,98 @@ fn kernel_has_xattrat() -> bool {
         libc::syscall(number::LISTXATTRAT, -1, c"x".as_ptr(), 0, std::ptr::null_mut::<u8>(), 0_usize)
     });
     answer == Err(Errno::BADF)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::Dir;
+
+    const ROUTES: [Route; 2] = [Route::At, Route::Proc];
+
+    fn set_by(route: Route, dir: &Dir, name: Name<'_>, attr: &CStr, value: &[u8]) -> Result<()> {
+        child(route, dir.as_fd(), name, &mut Access::Set(attr, value, XattrFlags::empty())).map(drop)
+    }
+
+    fn get_by(route: Route, dir: &Dir, name: Name<'_>, attr: &CStr) -> Result<Vec<u8>> {
+        read_growing(|buf| child(route, dir.as_fd(), name, &mut Access::Get(attr, buf)))
+    }
+
+    fn list_by(route: Route, dir: &Dir, name: Name<'_>) -> Result<Vec<u8>> {
+        read_growing(|buf| child(route, dir.as_fd(), name, &mut Access::List(buf)))
+    }
+
+    /// A directory with a file `f`, a link `l` to it and a directory `d`; `None` with the reason said if the new calls are
+    /// missing.
+    fn scene() -> Option<(tempfile::TempDir, Dir)> {
+        if best_route() == Route::Proc {
+            eprintln!("skipped: this kernel has no getxattrat(2)");
+            return None;
+        }
+        let temp = tempfile::tempdir().expect("tempdir");
+        std::fs::write(temp.path().join("f"), b"x").expect("write");
+        std::fs::create_dir(temp.path().join("d")).expect("mkdir");
+        symlink("f", temp.path().join("l")).expect("symlink");
+        let dir = Dir::open_root(temp.path()).expect("open");
+        Some((temp, dir))
+    }
+
+    #[test]
+    fn the_new_calls_and_the_proc_paths_agree_on_entries() {
+        let Some((_temp, dir)) = scene() else { return };
+        let long = vec![7_u8; 2000];
+        for entry in [&b"f"[..], b"d"] {
+            let name = Name::new(entry).expect("name");
+            for (writer, reader) in [(Route::At, Route::Proc), (Route::Proc, Route::At)] {
+                for value in [&b""[..], b"short", &long] {
+                    set_by(writer, &dir, name, c"user.a", value).expect("set");
+                    let back = get_by(reader, &dir, name, c"user.a");
+                    assert!(back.as_deref() == Ok(value), "{} bytes by {writer:?}", value.len());
+                }
+                assert_eq!(list_by(reader, &dir, name).as_deref(), Ok(&b"user.a\0"[..]));
+                child(writer, dir.as_fd(), name, &mut Access::Remove(c"user.a")).expect("remove");
+                assert_eq!(get_by(reader, &dir, name, c"user.a"), Err(Errno::NODATA));
+                assert_eq!(list_by(reader, &dir, name).as_deref(), Ok(&b""[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn neither_route_follows_a_symlink() {
+        let Some((_temp, dir)) = scene() else { return };
+        let (file, link) = (Name::new(b"f").expect("name"), Name::new(b"l").expect("name"));
+        set_by(Route::At, &dir, file, c"user.a", b"of the file").expect("set");
+        for route in ROUTES {
+            assert_eq!(get_by(route, &dir, link, c"user.a"), Err(Errno::NODATA), "{route:?}");
+            assert_eq!(set_by(route, &dir, link, c"user.a", b"!"), Err(Errno::PERM), "{route:?}");
+        }
+        assert_eq!(get_by(Route::Proc, &dir, file, c"user.a").as_deref(), Ok(&b"of the file"[..]));
+    }
+
+    #[test]
+    fn both_routes_reach_the_directory_itself() {
+        let Some((_temp, dir)) = scene() else { return };
+        for (writer, reader) in [(Route::At, Route::Proc), (Route::Proc, Route::At)] {
+            let mut set = Access::Set(c"user.own", b"value", XattrFlags::empty());
+            own_dir(writer, dir.as_fd(), &mut set).expect("set");
+            let mut buf = [0; 16];
+            assert_eq!(own_dir(reader, dir.as_fd(), &mut Access::Get(c"user.own", &mut buf)), Ok(5));
+            own_dir(writer, dir.as_fd(), &mut Access::Remove(c"user.own")).expect("remove");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_the_proc_path() {
+        let Some((temp, dir)) = scene() else { return };
+        let longest = "n".repeat(255);
+        std::fs::write(temp.path().join(&longest), b"").expect("write");
+        let name = Name::new(longest.as_bytes()).expect("name");
+        for route in ROUTES {
+            set_by(route, &dir, name, c"user.a", b"v").expect("set");
+            assert_eq!(get_by(route, &dir, name, c"user.a").as_deref(), Ok(&b"v"[..]), "{route:?}");
+        }
+    }
 }
