@@ -105,6 +105,9 @@ pub enum LayerListError {
     /// Three colons or more in a row.
     #[error("it has three or more colons in a row; a data-only layer is separated by two")]
     TooManyColons,
+    /// A backslash that stands alone, as a layer's whole path.
+    #[error("it has a layer with an empty path; write \\\\ for a backslash in a path")]
+    EmptyLayer,
     /// A merging layer after a data-only layer.
     #[error(
         "a layer after one colon follows a data-only layer; below the first :: every layer is separated by ::"

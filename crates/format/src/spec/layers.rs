@@ -92,6 +92,9 @@ pub(super) fn split_lowerdir(list: &[u8]) -> Result<LayerLists, LayerListError> 
             continue;
         }
         let path = PathBuf::from(OsString::from_vec(unescape(segment)));
+        if path.as_os_str().is_empty() {
+            return Err(LayerListError::EmptyLayer);
+        }
         match colons {
             0 if !data.is_empty() => return Err(LayerListError::LowerAfterData),
             0 => lowers.push(path),
@@ -188,6 +191,8 @@ mod tests {
             ("a::", LayerListError::TrailingColon),
             ("a:::b", LayerListError::TooManyColons),
             ("a::b:c", LayerListError::LowerAfterData),
+            ("\\", LayerListError::EmptyLayer),
+            ("a:\\", LayerListError::EmptyLayer),
         ] {
             assert_eq!(lowerdir(list), Err(reason), "{list}");
         }
