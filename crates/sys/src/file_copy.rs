@@ -10,8 +10,9 @@ use crate::{Errno, File, Result, Whence, raw};
 /// fatal signal is noticed soon.
 const STEP_BYTES: u64 = 64 << 20;
 
-/// Size of the buffer of a copy by reading and writing.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Size of the buffer of a copy by reading and writing: a larger one leaves the processor's cache (measured: 512 MiB in
+/// 0.16 s with it, in 0.2 to 0.7 s with 1 MiB).
+const BUFFER_BYTES: usize = 256 << 10;
 
 /// How the data of [`File::copy_data`] got to its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

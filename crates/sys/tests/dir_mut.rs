@@ -222,3 +222,20 @@ fn open_writable_creates_nothing() {
     dir.open_writable(name("f"), OFlags::RDWR | OFlags::TRUNC).expect("open");
     assert_eq!(temp.path().join("f").metadata().expect("stat").size(), 0);
 }
+
+#[test]
+fn a_directory_is_locked_by_one_at_a_time_under_any_name() {
+    let (_temp, dir) = scratch();
+    for entry in ["a", "b"] {
+        dir.create_dir(name(entry), 0o700).expect("mkdir");
+    }
+    let first = dir.child_mut(name("a")).expect("open");
+    let lock = first.try_lock().expect("lock");
+    assert_eq!(first.try_lock().map(drop), Err(Errno::AGAIN));
+    dir.rename(name("a"), &dir, name("c"), RenameFlags::empty()).expect("rename");
+    let renamed = dir.child_mut(name("c")).expect("open");
+    assert_eq!(renamed.try_lock().map(drop), Err(Errno::AGAIN));
+    assert!(dir.child_mut(name("b")).expect("open").try_lock().is_ok(), "another directory is free");
+    drop(lock);
+    assert!(renamed.try_lock().is_ok());
+}
