@@ -1,1 +1,74 @@
-//! See ARCHITECTURE.md.
+//! The overlay engine: a union of read-only lower layers and one writable upper, with the semantics and the on-disk
+//! format of the kernel's overlayfs. Synchronous; knows no FUSE, no async runtime, and has no global state.
+//!
+//! # The object model
+//!
+//! An [`Overlay`] owns a stack of layers, a table of nodes and a table of handles. A *node* is an inode of the merged
+//! view: it says where its object lies in each layer, and becomes *upper* once, by copy-up, for ever. A *directory*
+//! node holds its lower directories (topmost first), its upper directory if it has one, the nodes known below it, and
+//! for a while its merged listing. A *leaf* node (file, symlink, special file) lies in at most one lower layer.
+//! Nodes live as long as the front end remembers them (lookups less forgets); their number never follows the size of
+//! the tree.
+//!
+//! # Invariants
+//!
+//! They are numbered in ARCHITECTURE.md. The ones this crate keeps by type: a lower layer has no mutating verb (a
+//! [`plyfs_sys::Dir`] cannot write); every change of upper is a method of `upper::Upper`; only an upper file, or any
+//! file of a stack without upper, becomes a [`Shareable`]; a published upper never un-publishes (`OnceLock`).
+//!
+//! # Lock order
+//!
+//! A lock is taken only while holding locks above it. No lock is held over a reply, and none that another inode needs
+//! is held while data is copied.
+//!
+//! ```text
+//! Node::copy_up           one copy-up of this inode at a time; ancestors before descendants; may be held for long
+//!   DirBody::change       a directory's names are being changed; two of them in the order of their node ids
+//!     Overlay::tree       readers rebuild paths of upper directories, a writer moves a directory
+//!       DirBody::state    children and listing of a directory; never held over a system call
+//!         Node::places    the names of a node
+//!           NodeTable, UpperLinks, Handles, FdCache, Slot     leaves: nothing is locked below them
+//! ```
+//!
+//! # Where things are
+//!
+//! `overlay.rs` assembles; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
+//! `rename.rs` change names; `file.rs` and `handle.rs` open, read and write; `copy_up/` moves things to upper.
+
+mod attr;
+mod copy_up;
+mod create;
+mod directory;
+mod error;
+mod fd_cache;
+mod file;
+mod handle;
+mod ino;
+mod layer;
+mod link;
+mod listing;
+mod lookup;
+mod merge;
+mod node;
+mod object;
+mod overlay;
+mod probe;
+mod readdir;
+mod redirect;
+mod remove;
+mod rename;
+mod table;
+mod upper;
+mod whiteout;
+mod xattr;
+
+pub use error::AssembleError;
+pub use object::{
+    Attr, Caller, Data, DirEntry, DirSink, Entry, HandleId, NodeId, Opened, SetAttr, Shareable, StatFs, Time,
+    TimeSet,
+};
+pub use overlay::{Overlay, Settings};
+pub use plyfs_sys::Errno;
+
+/// Result of an operation: the error is the errno that the kernel's overlayfs would answer.
+pub type Result<T> = core::result::Result<T, Errno>;

@@ -1,0 +1,253 @@
+//! Attributes: what `stat` reports, and their changes.
+//!
+//! Owns the composition of a node's attributes from the layers. The kernel's counterparts are `ovl_getattr` and
+//! `ovl_setattr`.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use plyfs_format::Name;
+use plyfs_sys::{Errno, File, FileKind, Stat, Times, Timestamp, XattrFlags};
+
+use crate::Result;
+use crate::copy_up::Depth;
+use crate::node::{Body, Leaf, Node};
+use crate::object::{Attr, Caller, HandleId, NodeId, SetAttr, StatFs, Time, TimeSet};
+use crate::overlay::Overlay;
+use crate::upper::UpperObject;
+
+/// How often a name that moves while it is being read is followed.
+const MOVES: usize = 16;
+
+impl Overlay {
+    /// The attributes of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; what the layer answers.
+    pub fn getattr(&self, node: NodeId, _handle: Option<HandleId>) -> Result<Attr> {
+        let node = self.node(node)?;
+        let stat = self.stat_node(&node)?;
+        Ok(self.compose(&node, &stat))
+    }
+
+    /// Changes attributes; the object is copied up first.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; what the layer answers.
+    pub fn setattr(&self, _: &Caller, node: NodeId, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
+        let node = self.node(node)?;
+        let upper = self.require_upper()?;
+        let depth = match set.size {
+            Some(size) => Depth::Data { keep: size },
+            None => Depth::Metadata,
+        };
+        self.ensure(&node, depth)?;
+        if let Some(size) = set.size {
+            self.set_size(&node, handle, size)?;
+        }
+        let object = self.upper_object(&node)?;
+        if set.uid.is_some() || set.gid.is_some() {
+            upper.chown(&object, set.uid, set.gid)?;
+        }
+        if let Some(mode) = set.mode {
+            upper.chmod(&object, mode & 0o7777)?;
+        }
+        if set.kill_priv || *set == SetAttr::default() {
+            self.strip_privileges(&object)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            upper.utimens(&object, Times { atime: to_sys(set.atime), mtime: to_sys(set.mtime) })?;
+        }
+        let stat = object.stat()?;
+        Ok(self.compose(&node, &self.with_data_blocks(&node, stat)?))
+    }
+
+    /// What the file system holds and has left: the upper's, or the topmost layer's.
+    ///
+    /// # Errors
+    /// What the layer answers.
+    pub fn statfs(&self) -> Result<StatFs> {
+        let stat = match (&self.upper, self.lowers.first()) {
+            (Some(upper), _) => upper.root.statfs()?,
+            (None, Some(lower)) => lower.root.statfs()?,
+            (None, None) => return Err(Errno::IO),
+        };
+        Ok(StatFs {
+            bsize: stat.bsize,
+            frsize: stat.frsize,
+            blocks: stat.blocks,
+            bfree: stat.bfree,
+            bavail: stat.bavail,
+            files: stat.files,
+            ffree: stat.ffree,
+            namelen: u32::try_from(stat.namemax).unwrap_or(255),
+        })
+    }
+
+    /// The attributes of the object that bears the node's metadata.
+    pub(crate) fn stat_node(&self, node: &Node) -> Result<Stat> {
+        match &node.body {
+            Body::Dir(dir) => match dir.upper.get() {
+                Some(_) => self.upper_dir(node)?.stat(),
+                None => self.lower_dir(dir.lowers.first().ok_or(Errno::IO)?)?.stat(),
+            },
+            Body::Leaf(leaf) if leaf.upper.get().is_some() => {
+                let stat = self.stat_upper_leaf(node, leaf)?;
+                self.with_data_blocks(node, stat)
+            }
+            Body::Leaf(leaf) => {
+                let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
+                let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
+                self.lower_dir(&lower.dir)?.stat_at(name)
+            }
+        }
+    }
+
+    /// What `stat` reports for a node whose object has these attributes.
+    pub(crate) fn compose(&self, node: &Node, stat: &Stat) -> Attr {
+        let merged = node.as_dir().is_some_and(crate::directory::DirBody::is_merged);
+        Attr {
+            ino: node.ino(),
+            mode: stat.mode,
+            nlink: if merged { 1 } else { stat.nlink },
+            uid: stat.uid,
+            gid: stat.gid,
+            rdev: (stat.rdev_major, stat.rdev_minor),
+            size: stat.size,
+            blocks: stat.blocks,
+            blksize: stat.blksize,
+            atime: to_time(stat.atime),
+            mtime: to_time(stat.mtime),
+            ctime: to_time(stat.ctime),
+            btime: stat.btime.map(to_time),
+            cacheable: true,
+        }
+    }
+
+    /// The upper object of a node, for reading and changing its metadata. The node must be in upper.
+    pub(crate) fn upper_object(&self, node: &Node) -> Result<UpperObject> {
+        match &node.body {
+            Body::Dir(_) => self.upper_dir(node).map(UpperObject::Dir),
+            Body::Leaf(leaf) => self.upper_leaf_file(node, leaf).map(UpperObject::Leaf),
+        }
+    }
+
+    /// Clears set-user-id, set-group-id where the group may execute, and file capabilities.
+    pub(crate) fn strip_privileges(&self, object: &UpperObject) -> Result<()> {
+        let upper = self.require_upper()?;
+        let stat = object.stat()?;
+        if stat.kind() != FileKind::Regular {
+            return Ok(());
+        }
+        let mut clear = stat.mode & S_ISUID;
+        if stat.mode & S_IXGRP != 0 {
+            clear |= stat.mode & S_ISGID;
+        }
+        if clear != 0 {
+            upper.chmod(object, stat.permissions() & !clear)?;
+        }
+        match upper.remove_xattr(object, plyfs_format::xattr::CAPABILITY) {
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn set_size(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
+        let upper = self.require_upper()?;
+        let file = match handle {
+            Some(handle) => self.handle_file(handle)?,
+            None => self.shared_file(node)?,
+        };
+        upper.truncate(&file, size)
+    }
+
+    /// A leaf of upper by descriptor: one that is held already, or a new one that only names it.
+    fn upper_leaf_file(&self, node: &Node, leaf: &Leaf) -> Result<Arc<File>> {
+        if let Some(file) = leaf.orphan.get() {
+            return Ok(Arc::clone(file));
+        }
+        if let Some(file) = leaf.shared.lock().upgrade()
+            && file.is_writable_grant()
+        {
+            return Ok(file);
+        }
+        self.at_place(node, leaf, |dir, name| dir.open_path_mut(name).map(Arc::new), |file| file.stat())
+    }
+
+    fn stat_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<Stat> {
+        self.at_place(node, leaf, |dir, name| dir.stat_at(name), |stat| Ok(*stat)).or_else(|error| match leaf
+            .orphan
+            .get()
+        {
+            Some(file) => file.stat(),
+            None => Err(error),
+        })
+    }
+
+    /// Reaches an upper leaf by its name. A rename that runs beside can take the name away between reading it and using
+    /// it: then the object is missing, or is another one, and the name is read again once that rename is done.
+    pub(crate) fn at_place<R>(
+        &self,
+        node: &Node,
+        leaf: &Leaf,
+        reach: impl Fn(&plyfs_sys::DirMut, Name<'_>) -> Result<R>,
+        stat: impl Fn(&R) -> Result<Stat>,
+    ) -> Result<R> {
+        let expected = leaf.upper.get().map(|upper| upper.ino);
+        for attempt in 0..MOVES {
+            let Some(place) = node.place() else { return Err(Errno::NOENT) };
+            let parent = place.parent.as_dir().ok_or(Errno::IO)?;
+            let guard = (attempt > 0).then(|| parent.change.lock());
+            if guard.is_some() && !node.has_place(place.parent.id, &place.name) {
+                continue;
+            }
+            let dir = self.upper_dir(&place.parent)?;
+            match reach(&dir, Name::new(&place.name).map_err(|_| Errno::IO)?) {
+                Ok(found) if expected.is_none_or(|ino| stat(&found).is_ok_and(|stat| stat.ino == ino)) => {
+                    return Ok(found);
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Errno::NOENT)
+    }
+
+    /// The blocks of a metacopy are those of its data.
+    fn with_data_blocks(&self, node: &Node, mut stat: Stat) -> Result<Stat> {
+        if let Body::Leaf(leaf) = &node.body
+            && leaf.upper.get().is_some_and(|upper| upper.metacopy.load(Ordering::Acquire))
+            && let Some(lower) = &leaf.lower
+        {
+            let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
+            stat.blocks = self.lower_dir(&lower.dir)?.stat_at(name)?.blocks;
+        }
+        Ok(stat)
+    }
+
+    /// Sets a private attribute of an upper object.
+    pub(crate) fn set_private(
+        &self,
+        object: &UpperObject,
+        private: plyfs_format::Private,
+        value: &[u8],
+    ) -> Result<()> {
+        self.require_upper()?.set_xattr(object, self.namespace.name(private), value, XattrFlags::empty())
+    }
+}
+
+const S_ISUID: u32 = 0o4000;
+const S_ISGID: u32 = 0o2000;
+const S_IXGRP: u32 = 0o0010;
+
+fn to_time(time: Timestamp) -> Time {
+    Time { sec: time.sec, nsec: time.nsec }
+}
+
+fn to_sys(set: Option<TimeSet>) -> plyfs_sys::TimeSet {
+    match set {
+        None => plyfs_sys::TimeSet::Omit,
+        Some(TimeSet::Now) => plyfs_sys::TimeSet::Now,
+        Some(TimeSet::At(time)) => plyfs_sys::TimeSet::At(Timestamp { sec: time.sec, nsec: time.nsec }),
+    }
+}

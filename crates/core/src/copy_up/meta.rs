@@ -1,0 +1,134 @@
+//! Copy-up: the attributes.
+//!
+//! Data comes first: writing it would drop security.capability. Owner before attributes and mode: changing it would drop
+//! them too. Times last. The kernel's counterparts are `ovl_copy_xattr`, `ovl_set_attr` and `ovl_set_origin`.
+
+use std::ffi::{CStr, CString};
+use std::sync::Arc;
+
+use plyfs_format::{FileHandle, Name, Origin, Private, xattr};
+use plyfs_sys::{Dir, Errno, FileKind, Stat, Times, XattrFlags};
+
+use crate::Result;
+use crate::node::SharedName;
+use crate::overlay::Overlay;
+use crate::upper::UpperObject;
+
+/// An object of a lower layer, for reading its attributes.
+#[derive(Debug)]
+pub(super) struct LowerObject {
+    pub dir: Arc<Dir>,
+    /// `None` for the directory itself.
+    pub name: Option<SharedName>,
+    pub layer: u16,
+    pub stat: Stat,
+}
+
+impl Overlay {
+    /// Gives a staged copy the owner, attributes, mode and times of its lower object, and records where it came from.
+    pub(super) fn copy_metadata(
+        &self,
+        from: &LowerObject,
+        to: &UpperObject,
+        with_origin: bool,
+    ) -> Result<()> {
+        let upper = self.require_upper()?;
+        let nosuid = self.lowers.get(usize::from(from.layer)).is_some_and(|layer| layer.nosuid);
+        upper.chown(to, Some(from.stat.uid), Some(from.stat.gid)).map_err(|error| match error {
+            // An id that this user namespace does not know.
+            Errno::INVAL => Errno::OVERFLOW,
+            other => other,
+        })?;
+        self.copy_xattrs(from, to, nosuid)?;
+        if with_origin {
+            self.set_origin(from, to)?;
+        }
+        if from.stat.kind() != FileKind::Symlink {
+            let keep = if nosuid && from.stat.kind() == FileKind::Regular { 0o1777 } else { 0o7777 };
+            upper.chmod(to, from.stat.mode & keep)?;
+        }
+        upper.utimens(to, Times::of(&from.stat))
+    }
+
+    /// Gives an empty directory the attributes of the upper directory that it will replace.
+    pub(crate) fn copy_upper_metadata(&self, from: &plyfs_sys::DirMut, to: &UpperObject) -> Result<()> {
+        let upper = self.require_upper()?;
+        let stat = from.stat()?;
+        upper.chown(to, Some(stat.uid), Some(stat.gid))?;
+        let names = from.list_own_xattrs()?;
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+            if let Some(value) = from.get_own_xattr(&name)? {
+                upper.set_xattr(to, &name, &value, XattrFlags::empty())?;
+            }
+        }
+        upper.chmod(to, stat.permissions())?;
+        upper.utimens(to, Times::of(&stat))
+    }
+
+    fn copy_xattrs(&self, from: &LowerObject, to: &UpperObject, nosuid: bool) -> Result<()> {
+        let upper = self.require_upper()?;
+        let names = from.list()?;
+        for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if xattr::is_private(self.namespace, name) || (nosuid && name == xattr::CAPABILITY.to_bytes()) {
+                continue;
+            }
+            let name = CString::new(name).map_err(|_| Errno::INVAL)?;
+            let Some(value) = from.get(&name)? else { continue };
+            match upper.set_xattr(to, &name, &value, XattrFlags::empty()) {
+                Err(Errno::OPNOTSUPP) if !must_copy(name.to_bytes()) => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    fn set_origin(&self, from: &LowerObject, to: &UpperObject) -> Result<()> {
+        let value = match from.handle()? {
+            Some(handle) => {
+                let uuid = match self.lowers.get(usize::from(from.layer)) {
+                    Some(layer) if self.features.uuid => layer.uuid,
+                    _ => [0; 16],
+                };
+                Origin::new(uuid, handle).encode()
+            }
+            None => Vec::new(),
+        };
+        self.set_private(to, Private::Origin, &value)
+    }
+}
+
+impl LowerObject {
+    fn list(&self) -> Result<Vec<u8>> {
+        match self.checked_name()? {
+            Some(name) => self.dir.list_xattrs(name),
+            None => self.dir.list_own_xattrs(),
+        }
+    }
+
+    fn get(&self, attr: &CStr) -> Result<Option<Vec<u8>>> {
+        match self.checked_name()? {
+            Some(name) => self.dir.get_xattr(name, attr),
+            None => self.dir.get_own_xattr(attr),
+        }
+    }
+
+    /// `None` where the file system has no handles, or one that the format cannot hold.
+    fn handle(&self) -> Result<Option<FileHandle>> {
+        match self.checked_name()? {
+            Some(name) => self.dir.file_handle(name),
+            None => self.dir.own_file_handle(),
+        }
+    }
+
+    fn checked_name(&self) -> Result<Option<Name<'_>>> {
+        self.name.as_deref().map(|name| Name::new(name).map_err(|_| Errno::IO)).transpose()
+    }
+}
+
+/// Attributes without which the copy would grant more, or less, than the original.
+fn must_copy(name: &[u8]) -> bool {
+    name == xattr::ACL_ACCESS.to_bytes()
+        || name == xattr::ACL_DEFAULT.to_bytes()
+        || name.starts_with(b"security.")
+}

@@ -1,0 +1,316 @@
+//! Creating files, directories, symlinks and special files.
+//!
+//! A new object appears at once and whole: directly under its name, or, where a whiteout has the name, made in work and
+//! exchanged with it. The kernel's counterparts are `ovl_create_upper` and `ovl_create_over_whiteout`.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use plyfs_format::{Acl, Name, Private, acl, xattr};
+use plyfs_sys::{DirMut, Errno, File, RenameFlags, Stat, XattrFlags};
+
+use crate::Result;
+use crate::copy_up::Depth;
+use crate::directory::{DirBody, UpperDir};
+use crate::lookup::check_name;
+use crate::merge::{Found, Object};
+use crate::node::{Body, Leaf, Node, SharedName, UpperLeaf};
+use crate::object::{Caller, Entry, NodeId, Opened};
+use crate::overlay::Overlay;
+use crate::upper::{New, Upper, UpperObject};
+use crate::whiteout;
+
+const S_IFREG: u32 = 0o100_000;
+const S_ISGID: u32 = 0o2000;
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    caller: &'a Caller,
+    mode: u32,
+    new: New<'a>,
+}
+
+/// What was made on disk.
+struct Made {
+    stat: Stat,
+    file: Option<File>,
+    opaque: bool,
+}
+
+impl Overlay {
+    /// Creates a regular file or a special one, by the type bits of `mode`.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EEXIST`; `EINVAL` for a reserved name; what the upper answers.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        rdev: (u32, u32),
+    ) -> Result<Entry> {
+        let new = if mode & 0o170_000 == S_IFREG { New::File } else { New::Node { rdev } };
+        self.make(parent, name, Wanted { caller, mode, new }).map(|(entry, _, _)| entry)
+    }
+
+    /// Creates a directory.
+    ///
+    /// # Errors
+    /// As [`mknod`](Self::mknod).
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
+        let wanted = Wanted { caller, mode: mode & 0o7777, new: New::Dir };
+        self.make(parent, name, wanted).map(|(entry, _, _)| entry)
+    }
+
+    /// Creates a symbolic link.
+    ///
+    /// # Errors
+    /// As [`mknod`](Self::mknod).
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<Entry> {
+        let wanted = Wanted { caller, mode: 0o777, new: New::Symlink(target) };
+        self.make(parent, name, wanted).map(|(entry, _, _)| entry)
+    }
+
+    /// Creates a file and opens it.
+    ///
+    /// # Errors
+    /// As [`mknod`](Self::mknod).
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        _flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        let wanted = Wanted { caller, mode: S_IFREG | (mode & 0o7777), new: New::File };
+        let (entry, node, file) = self.make(parent, name, wanted)?;
+        let file = file.ok_or(Errno::IO)?;
+        Ok((entry, self.opened(&node, file)))
+    }
+
+    /// Creates a file without a name (`O_TMPFILE`) in the directory, and opens it.
+    ///
+    /// # Errors
+    /// `EROFS`; `EOPNOTSUPP` where the upper's file system cannot; what the upper answers.
+    pub fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        mode: u32,
+        _flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        let parent = self.dir_node(parent)?;
+        let upper = self.require_upper()?;
+        self.ensure(&parent, Depth::Metadata)?;
+        let dir = self.upper_dir(&parent)?;
+        let file = Arc::new(upper.create_unnamed(caller, &dir, S_IFREG | (mode & 0o7777))?);
+        let stat = file.stat()?;
+        let leaf = Leaf::upper(UpperLeaf::whole(stat.ino), None);
+        leaf.orphan.set(Arc::clone(&file)).map_err(|_| Errno::IO)?;
+        *leaf.shared.lock() = Arc::downgrade(&file);
+        let node = self.table.insert(|id| {
+            let node = Node::new(id, stat.kind(), self.upper_ino(stat.ino), None, Body::Leaf(leaf));
+            node.lookups.store(1, std::sync::atomic::Ordering::Relaxed);
+            node
+        });
+        let entry = Entry { node: node.id, attr: self.compose(&node, &stat) };
+        Ok((entry, self.opened(&node, file)))
+    }
+
+    fn make(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        wanted: Wanted<'_>,
+    ) -> Result<(Entry, Arc<Node>, Option<Arc<File>>)> {
+        let parent = self.dir_node(parent)?;
+        let upper = self.require_upper()?;
+        check_name(name)?;
+        let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
+        if whiteout::is_reserved(checked) {
+            return Err(Errno::INVAL);
+        }
+        self.ensure(&parent, Depth::Metadata)?;
+        let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
+        let shared: SharedName = name.into();
+        let _change = dir.change.lock();
+        let fd = self.upper_dir(&parent)?;
+        let over_whiteout = self.check_free(&parent, dir, &fd, &shared)?;
+        let made = if over_whiteout {
+            self.make_over_whiteout(upper, &fd, checked, wanted)?
+        } else {
+            self.make_directly(upper, dir, &fd, checked, wanted)?
+        };
+        Ok(self.adopt_made(&parent, dir, shared, made))
+    }
+
+    /// Whether a whiteout has the name; `EEXIST` if something visible has it.
+    pub(crate) fn check_free(
+        &self,
+        parent: &Node,
+        dir: &DirBody,
+        fd: &DirMut,
+        name: &SharedName,
+    ) -> Result<bool> {
+        if dir.state.lock().removed {
+            return Err(Errno::NOENT);
+        }
+        if let Some(node) = self.known_child(parent, name) {
+            self.release_lookups(node, 1);
+            return Err(Errno::EXIST);
+        }
+        match fd.stat_at(Name::new(name).map_err(|_| Errno::INVAL)?) {
+            Ok(stat) if stat.is_whiteout() => Ok(true),
+            Ok(_) => Err(Errno::EXIST),
+            Err(Errno::NOENT) if self.is_hidden_or_absent_below(dir, fd, name)? => Ok(false),
+            Err(Errno::NOENT) => Err(Errno::EXIST),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_hidden_or_absent_below(&self, dir: &DirBody, fd: &DirMut, name: &SharedName) -> Result<bool> {
+        if !self.lower_has(dir, name)? {
+            return Ok(true);
+        }
+        let marks = dir.upper.get().is_some_and(|upper| upper.oci_marks);
+        Ok(marks && whiteout::is_marked(fd, Name::new(name).map_err(|_| Errno::INVAL)?)?)
+    }
+
+    fn make_directly(
+        &self,
+        upper: &Upper,
+        dir: &DirBody,
+        fd: &Arc<DirMut>,
+        name: Name<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<Made> {
+        let file = upper.create(wanted.caller, fd, name, wanted.mode, wanted.new)?;
+        let stat = match &file {
+            Some(file) => file.stat()?,
+            None => fd.stat_at(name)?,
+        };
+        let mut opaque = false;
+        if matches!(wanted.new, New::Dir) && !dir.lowers.is_empty() && !self.features.allow_offline_changes {
+            // Spares later lookups the lower layers; nothing is there to be hidden.
+            let made = UpperObject::Dir(Arc::new(fd.child_mut(name)?));
+            match self.set_private(&made, Private::Opaque, b"y") {
+                Ok(()) => opaque = true,
+                Err(error) => tracing::debug!(%error, "a new directory stays transparent"),
+            }
+        }
+        Ok(Made { stat, file, opaque })
+    }
+
+    /// Makes the object in work, as it would have come out in the directory, and exchanges it with the whiteout.
+    fn make_over_whiteout(
+        &self,
+        upper: &Upper,
+        fd: &DirMut,
+        name: Name<'_>,
+        wanted: Wanted<'_>,
+    ) -> Result<Made> {
+        let temporary = upper.temporary_name()?;
+        let parent = fd.stat()?;
+        let is_dir = matches!(wanted.new, New::Dir);
+        let inherited = self.inherit(fd, &parent, wanted)?;
+        let caller = Caller { gid: inherited.gid, umask: 0, ..*wanted.caller };
+        let file = upper.create(&caller, &upper.work, temporary.as_name(), inherited.mode, wanted.new)?;
+        let finish = || -> Result<Stat> {
+            let object = match (&file, is_dir) {
+                (_, true) => UpperObject::Dir(Arc::new(upper.work.child_mut(temporary.as_name())?)),
+                _ => UpperObject::Leaf(Arc::new(upper.work.open_path_mut(temporary.as_name())?)),
+            };
+            self.apply_inherited(upper, &object, &inherited)?;
+            if is_dir {
+                self.set_private(&object, Private::Opaque, b"y")?;
+                upper.rename(&upper.work, temporary.as_name(), fd, name, RenameFlags::EXCHANGE)?;
+                upper.discard(temporary.as_name(), false);
+            } else {
+                upper.rename(&upper.work, temporary.as_name(), fd, name, RenameFlags::empty())?;
+            }
+            object.stat()
+        };
+        match finish() {
+            Ok(stat) => Ok(Made { stat, file, opaque: is_dir }),
+            Err(error) => {
+                upper.discard(temporary.as_name(), is_dir);
+                Err(error)
+            }
+        }
+    }
+
+    /// What the parent passes on: group and set-gid bit, ACLs or the umask.
+    fn inherit(&self, fd: &DirMut, parent: &Stat, wanted: Wanted<'_>) -> Result<Inherited> {
+        let is_dir = matches!(wanted.new, New::Dir);
+        let mut inherited =
+            Inherited { gid: wanted.caller.gid, mode: wanted.mode, access: None, default: None };
+        if parent.mode & S_ISGID != 0 {
+            inherited.gid = parent.gid;
+            inherited.mode |= if is_dir { S_ISGID } else { 0 };
+        }
+        if matches!(wanted.new, New::Symlink(_)) {
+            return Ok(inherited);
+        }
+        match fd.get_own_xattr(xattr::ACL_DEFAULT)? {
+            None => inherited.mode &= !wanted.caller.umask,
+            Some(value) => {
+                let default = Acl::parse(&value).map_err(|_: acl::AclError| Errno::IO)?;
+                let (access, mode) = default.inherit(inherited.mode);
+                inherited.mode = mode;
+                inherited.access = access.map(|acl| acl.encode());
+                inherited.default = is_dir.then_some(value);
+            }
+        }
+        Ok(inherited)
+    }
+
+    fn apply_inherited(&self, upper: &Upper, object: &UpperObject, inherited: &Inherited) -> Result<()> {
+        if let Some(value) = &inherited.access {
+            upper.set_xattr(object, xattr::ACL_ACCESS, value, XattrFlags::empty())?;
+        }
+        if let Some(value) = &inherited.default {
+            upper.set_xattr(object, xattr::ACL_DEFAULT, value, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    fn adopt_made(
+        &self,
+        parent: &Arc<Node>,
+        dir: &DirBody,
+        name: SharedName,
+        made: Made,
+    ) -> (Entry, Arc<Node>, Option<Arc<File>>) {
+        let stat = made.stat;
+        let object = if stat.is_dir() {
+            let upper = Box::new(UpperDir::made(made.opaque, false, false));
+            Object::Dir { lowers: Vec::new(), upper: Some(upper) }
+        } else {
+            Object::UpperLeaf { upper: UpperLeaf::whole(stat.ino), lower: None }
+        };
+        let found = Found { stat, ino: self.upper_ino(stat.ino), object };
+        let file = made.file.map(Arc::new);
+        let node = {
+            let mut state = dir.state.lock();
+            state.generation += 1;
+            self.list_upper(&mut state, &name, &stat);
+            self.make_node(parent, &mut state, &name, found)
+        };
+        if let (Body::Leaf(leaf), Some(file)) = (&node.body, &file) {
+            let mut shared: parking_lot::MutexGuard<'_, _> = Mutex::lock(&leaf.shared);
+            *shared = Arc::downgrade(file);
+        }
+        (Entry { node: node.id, attr: self.compose(&node, &stat) }, node, file)
+    }
+}
+
+/// What a new object takes from its parent.
+struct Inherited {
+    gid: u32,
+    mode: u32,
+    access: Option<Vec<u8>>,
+    default: Option<Vec<u8>>,
+}

@@ -1,0 +1,130 @@
+//! The directory's part of a node: lower directories, upper directory, known children, cached listing.
+//!
+//! Owns the data structures only; it makes no system call (`fd_cache.rs` opens). The kernel's counterpart is
+//! `struct ovl_entry` with `struct ovl_dir_cache`.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+
+use hashbrown::HashTable;
+use parking_lot::Mutex;
+use plyfs_sys::DirMut;
+
+use crate::fd_cache::Slot;
+use crate::layer::LayerDir;
+use crate::listing::Listing;
+use crate::node::Node;
+use crate::object::NodeId;
+use crate::table::NodeTable;
+
+/// What a directory node knows beyond other nodes.
+#[derive(Debug)]
+pub(crate) struct DirBody {
+    /// The lower directories that are merged here, topmost first. Immutable.
+    pub lowers: Box<[Arc<LayerDir>]>,
+    /// Set when the directory exists in upper; never unset.
+    pub upper: OnceLock<Box<UpperDir>>,
+    /// Held while a name of this directory is being changed.
+    pub change: Mutex<()>,
+    /// Never held over a system call.
+    pub state: Mutex<DirState>,
+}
+
+/// The directory in upper.
+#[derive(Debug)]
+pub(crate) struct UpperDir {
+    /// The descriptor, reopened by path when it was evicted.
+    pub slot: Slot<DirMut>,
+    /// Nothing of the lower layers shows here below the lowers recorded in the node. Atomic; set by changes.
+    pub opaque: AtomicBool,
+    /// Entries may be copies of lower objects, so their `origin` must be asked for. Atomic; only ever set.
+    pub impure: AtomicBool,
+    /// The upper directory held `.wh.` files when it was found. Immutable.
+    pub oci_marks: bool,
+    /// The redirect recorded on disk.
+    pub redirect: Mutex<Option<Box<[u8]>>>,
+    /// The descriptor once the directory has no name, so that it cannot be reopened by path.
+    pub removed: OnceLock<Arc<DirMut>>,
+}
+
+/// What changes with lookups and listings.
+#[derive(Debug, Default)]
+pub(crate) struct DirState {
+    children: HashTable<Child>,
+    /// The complete merged listing, while it is cached.
+    pub listing: Option<Box<Listing>>,
+    /// Counts changes of names, so that a lookup or a listing that ran beside one is repeated.
+    pub generation: u64,
+    /// Nobody may create here any more.
+    pub removed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Child {
+    hash: u32,
+    index: u32,
+}
+
+impl DirBody {
+    pub fn new(lowers: Vec<Arc<LayerDir>>, upper: Option<Box<UpperDir>>) -> Self {
+        Self {
+            lowers: lowers.into_boxed_slice(),
+            upper: upper.map_or_else(OnceLock::new, OnceLock::from),
+            change: Mutex::new(()),
+            state: Mutex::new(DirState::default()),
+        }
+    }
+
+    /// Whether entries of several directories show here (`OVL_TYPE_MERGE`): its link count is 1 then.
+    pub fn is_merged(&self) -> bool {
+        match self.upper.get() {
+            Some(_) => !self.lowers.is_empty(),
+            None => self.lowers.len() > 1,
+        }
+    }
+}
+
+impl DirState {
+    /// The node known under a name.
+    pub fn child(&self, table: &NodeTable, parent: NodeId, name: &[u8]) -> Option<Arc<Node>> {
+        let hash = table.hash_name(name) as u32;
+        let mut found = None;
+        self.children.find(spread(hash), |child| {
+            child.hash == hash
+                && table.at(child.index).is_some_and(|node| {
+                    let same = node.has_place(parent, name);
+                    if same {
+                        found = Some(node);
+                    }
+                    same
+                })
+        });
+        found
+    }
+
+    /// Records that a node is known under a name. The node must have that place.
+    pub fn add_child(&mut self, table: &NodeTable, name: &[u8], node: NodeId) {
+        let hash = table.hash_name(name) as u32;
+        let child = Child { hash, index: NodeTable::index(node) };
+        self.children.insert_unique(spread(hash), child, |child| spread(child.hash));
+    }
+
+    /// Forgets that a node is known under a name.
+    pub fn remove_child(&mut self, table: &NodeTable, name: &[u8], node: NodeId) {
+        let hash = table.hash_name(name) as u32;
+        let index = NodeTable::index(node);
+        if let Ok(entry) =
+            self.children.find_entry(spread(hash), |child| child.hash == hash && child.index == index)
+        {
+            entry.remove();
+        }
+        if self.children.len() * 4 < self.children.capacity() {
+            self.children.shrink_to_fit(|child| spread(child.hash));
+        }
+    }
+}
+
+/// The table takes its tags from the top bits, so 32 bits of hash must reach them.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}

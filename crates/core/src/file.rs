@@ -1,0 +1,208 @@
+//! Open files: reading, writing, and where their data comes from.
+//!
+//! A descriptor opened on a lower file reads from upper once the file was copied up, as in the kernel since 4.19. The
+//! kernel's counterpart is `file.c`.
+
+use std::sync::Arc;
+
+use plyfs_format::Name;
+use plyfs_sys::{Errno, FallocateFlags, File, FileKind, OFlags, Whence};
+
+use crate::Result;
+use crate::copy_up::Depth;
+use crate::handle::OpenFile;
+use crate::node::{Body, Leaf, Node};
+use crate::object::{Caller, Data, HandleId, NodeId, Opened, Shareable};
+use crate::overlay::Overlay;
+use crate::upper::UpperObject;
+
+impl Overlay {
+    /// Opens a regular file with `open(2)` flags; for writing it is copied up first, without data if `O_TRUNC` is set.
+    ///
+    /// # Errors
+    /// `EROFS` for writing without an upper, `EISDIR`, `ENXIO` for what is no regular file, what the layer answers.
+    pub fn open(&self, _: &Caller, node: NodeId, flags: u32, kill_priv: bool) -> Result<Opened> {
+        let node = self.node(node)?;
+        if node.kind != FileKind::Regular {
+            return Err(if node.is_dir() { Errno::ISDIR } else { Errno::NXIO });
+        }
+        let flags = OFlags::from_bits_retain(flags);
+        let truncates = flags.contains(OFlags::TRUNC);
+        let writes = truncates || (flags & OFlags::ACCMODE) != OFlags::RDONLY;
+        if writes {
+            let depth = if truncates { Depth::Data { keep: 0 } } else { Depth::ALL };
+            self.ensure(&node, depth)?;
+        }
+        let file = self.shared_file(&node)?;
+        if truncates {
+            self.require_upper()?.truncate(&file, 0)?;
+            if kill_priv {
+                self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
+            }
+        }
+        Ok(self.opened(&node, file))
+    }
+
+    /// Closes a handle.
+    pub fn release(&self, handle: HandleId) {
+        drop(self.handles.remove(handle));
+    }
+
+    /// Reads at an offset; fewer bytes than asked for only at the end of the file.
+    ///
+    /// # Errors
+    /// `EBADF` for an unknown handle; what the layer answers.
+    pub fn read(&self, handle: HandleId, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.handle_file(handle)?.pread(buf, offset)
+    }
+
+    /// Writes at an offset; clears set-id bits and capabilities if `kill_priv`.
+    ///
+    /// # Errors
+    /// `EBADF` for a handle that is unknown or was not opened for writing; what the upper answers.
+    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        let file = self.handle_file(handle)?;
+        let written = self.require_upper()?.write(&file, data, offset)?;
+        if kill_priv {
+            self.strip_privileges(&UpperObject::Leaf(file))?;
+        }
+        Ok(written)
+    }
+
+    /// Makes what was written durable, unless the stack is volatile.
+    ///
+    /// # Errors
+    /// `EBADF`; what the upper answers.
+    pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<()> {
+        let file = self.handle_file(handle)?;
+        self.sync_file(&file, datasync)
+    }
+
+    /// As [`fsync`](Self::fsync), of a directory or of a file without a handle.
+    ///
+    /// # Errors
+    /// `ESTALE`; what the upper answers.
+    pub fn fsync_node(&self, node: NodeId, datasync: bool) -> Result<()> {
+        let node = self.node(node)?;
+        match &node.body {
+            Body::Dir(dir) if dir.upper.get().is_some() && self.features.sync => {
+                let fd = self.upper_dir(&node)?;
+                self.require_upper()?.sync_dir(&fd)
+            }
+            Body::Leaf(leaf) if leaf.data_in_upper() && node.kind == FileKind::Regular => {
+                let file = self.shared_file(&node)?;
+                self.sync_file(&file, datasync)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As `fallocate(2)`, with its mode bits.
+    ///
+    /// # Errors
+    /// `EBADF`; what the upper answers.
+    pub fn fallocate(&self, handle: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let file = self.handle_file(handle)?;
+        self.require_upper()?.fallocate(&file, FallocateFlags::from_bits_retain(mode), offset, len)
+    }
+
+    /// `SEEK_DATA` (3) and `SEEK_HOLE` (4) of `lseek(2)`.
+    ///
+    /// # Errors
+    /// `EINVAL` for another `whence`; `ENXIO`; `EBADF`.
+    pub fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> Result<u64> {
+        let whence = match whence {
+            3 => Whence::Data,
+            4 => Whence::Hole,
+            _ => return Err(Errno::INVAL),
+        };
+        self.handle_file(handle)?.seek(offset, whence)
+    }
+
+    /// As `copy_file_range(2)`; returns the number of bytes copied.
+    ///
+    /// # Errors
+    /// `EBADF`; what the layers answer.
+    pub fn copy_file_range(
+        &self,
+        from: HandleId,
+        from_offset: u64,
+        to: HandleId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        let (from, to) = (self.handle_file(from)?, self.handle_file(to)?);
+        if !to.is_writable_grant() {
+            return Err(Errno::BADF);
+        }
+        from.copy_range(from_offset, &to, to_offset, len)
+    }
+
+    /// Makes a handle of an open file.
+    pub(crate) fn opened(&self, node: &Arc<Node>, file: Arc<File>) -> Opened {
+        let data = if self.writable() && !file.is_writable_grant() {
+            Data::LowerOfWritable
+        } else {
+            Data::Shareable(Shareable { file: Arc::clone(&file) })
+        };
+        let handle =
+            self.handles.insert(OpenFile { node: Arc::clone(node), file: parking_lot::Mutex::new(file) });
+        Opened { handle, data }
+    }
+
+    /// The file that a handle reads and writes now.
+    pub(crate) fn handle_file(&self, handle: HandleId) -> Result<Arc<File>> {
+        let open = self.handles.get(handle).ok_or(Errno::BADF)?;
+        let mut file = open.file.lock();
+        if !file.is_writable_grant()
+            && let Body::Leaf(leaf) = &open.node.body
+            && leaf.data_in_upper()
+        {
+            *file = self.shared_file(&open.node)?;
+        }
+        Ok(Arc::clone(&file))
+    }
+
+    /// The one open file of a node, opened if nobody holds it.
+    pub(crate) fn shared_file(&self, node: &Arc<Node>) -> Result<Arc<File>> {
+        let Body::Leaf(leaf) = &node.body else { return Err(Errno::ISDIR) };
+        let mut shared = leaf.shared.lock();
+        let in_upper = leaf.data_in_upper();
+        if let Some(file) = shared.upgrade()
+            && file.is_writable_grant() == in_upper
+        {
+            return Ok(file);
+        }
+        let file = Arc::new(if in_upper {
+            self.open_upper_leaf(node, leaf)?
+        } else {
+            self.open_lower(leaf.lower.as_ref().ok_or(Errno::IO)?)?
+        });
+        *shared = Arc::downgrade(&file);
+        Ok(file)
+    }
+
+    /// An upper file, opened for reading and writing; for reading where its inode flags forbid more.
+    pub(crate) fn open_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<File> {
+        let open = |flags| match leaf.orphan.get() {
+            Some(orphan) => orphan.reopen(flags),
+            None => self.at_place(
+                node,
+                leaf,
+                |dir: &plyfs_sys::DirMut, name: Name<'_>| dir.open_writable(name, flags),
+                File::stat,
+            ),
+        };
+        match open(OFlags::RDWR) {
+            Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY) => open(OFlags::RDONLY),
+            done => done,
+        }
+    }
+
+    fn sync_file(&self, file: &File, datasync: bool) -> Result<()> {
+        if self.features.sync && file.is_writable_grant() {
+            self.require_upper()?.sync(file, datasync)?;
+        }
+        Ok(())
+    }
+}

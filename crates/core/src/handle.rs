@@ -1,0 +1,44 @@
+//! The table of open files.
+//!
+//! Owns the mapping from handle to open file. The kernel's counterpart is `struct ovl_file`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use plyfs_sys::File;
+
+use crate::node::Node;
+use crate::object::HandleId;
+
+/// An open file of the merged view.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub node: Arc<Node>,
+    /// The real file; a lower one gives way to the upper one once the node was copied up.
+    pub file: Mutex<Arc<File>>,
+}
+
+/// All open files, by handle.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    open: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    next: AtomicU64,
+}
+
+impl Handles {
+    pub fn insert(&self, file: OpenFile) -> HandleId {
+        let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.write().insert(id, Arc::new(file));
+        HandleId(id)
+    }
+
+    pub fn get(&self, id: HandleId) -> Option<Arc<OpenFile>> {
+        self.open.read().get(&id.0).cloned()
+    }
+
+    pub fn remove(&self, id: HandleId) -> Option<Arc<OpenFile>> {
+        self.open.write().remove(&id.0)
+    }
+}

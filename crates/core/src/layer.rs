@@ -1,0 +1,57 @@
+//! The layers of a stack: read-only lower layers with their directories, and which file system each is on.
+//!
+//! Owns the roots. A [`LowerLayer`] holds a `Dir`, which has no mutating verb (invariant 1); the upper is in
+//! `upper.rs`. The kernel's counterparts are `struct ovl_layer` and `struct ovl_path`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use plyfs_format::{Name, RelPath};
+use plyfs_sys::Dir;
+
+use crate::Result;
+use crate::fd_cache::{FdCache, Slot};
+use crate::ino::FsIndex;
+
+/// A read-only layer.
+#[derive(Debug)]
+pub(crate) struct LowerLayer {
+    pub root: Dir,
+    pub fs: FsIndex,
+    /// The UUID of its file system as `origin` records it; zeros where there is none.
+    pub uuid: [u8; 16],
+    /// As the user wrote it, for messages.
+    pub path: PathBuf,
+    /// The layer lies on a mount without set-id programs: neither set-id bits nor capabilities are copied up from it.
+    pub nosuid: bool,
+}
+
+/// A directory of a lower layer, named by its path beneath the layer's root.
+#[derive(Debug)]
+pub(crate) struct LayerDir {
+    /// Position in the stack's lower layers, 0 is the topmost.
+    pub layer: u16,
+    pub path: RelPath,
+    /// Zero-size files with the whiteout attribute are whiteouts here (`opaque` is `x`).
+    pub xwhiteouts: bool,
+    slot: Slot<Dir>,
+}
+
+impl LayerDir {
+    pub fn new(layer: u16, path: RelPath, xwhiteouts: bool) -> Self {
+        Self { layer, path, xwhiteouts, slot: Slot::empty() }
+    }
+
+    /// The directory's descriptor; resolved beneath the layer, through no symlink.
+    pub fn open(&self, lowers: &[LowerLayer], cache: &FdCache) -> Result<Arc<Dir>> {
+        self.slot.get(cache, || {
+            let layer = lowers.get(usize::from(self.layer)).ok_or(plyfs_sys::Errno::IO)?;
+            layer.root.open_dir(&self.path)
+        })
+    }
+
+    /// The path of an entry of this directory.
+    pub fn join(&self, name: Name<'_>) -> RelPath {
+        self.path.join(name)
+    }
+}

@@ -1,0 +1,176 @@
+//! The nodes: what is known of an inode of the merged view, and where its object lies in the layers.
+//!
+//! Owns the data structures only; it makes no system call. The kernel's counterparts are `struct ovl_inode` and
+//! `struct ovl_entry`.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use plyfs_sys::{File, FileKind};
+use smallvec::SmallVec;
+
+use crate::directory::DirBody;
+use crate::layer::LayerDir;
+use crate::object::NodeId;
+
+/// A shared name: one allocation serves the node, its lower object and the listing.
+pub(crate) type SharedName = Arc<[u8]>;
+
+/// An inode of the merged view.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Immutable.
+    pub id: NodeId,
+    /// Immutable.
+    pub kind: FileKind,
+    /// What `stat` reports; changes once, when a lower hard link is broken by copy-up. Atomic.
+    ino: AtomicU64,
+    /// Lookups less forgets. Atomic; reaches zero only under the state lock of the parent.
+    pub lookups: AtomicU64,
+    /// The names of this node that are known; none once it is unlinked.
+    pub places: Mutex<SmallVec<[Place; 1]>>,
+    /// Serialises copy-up of this inode.
+    pub copy_up: Mutex<()>,
+    /// Immutable in its variant.
+    pub body: Body,
+}
+
+/// Where a node is in the merged tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub parent: Arc<Node>,
+    pub name: SharedName,
+}
+
+/// What differs between directories and everything else.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Dir(Box<DirBody>),
+    Leaf(Leaf),
+}
+
+/// A file, symlink or special file.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    /// The lower object, whether or not it was copied up. Immutable.
+    pub lower: Option<LowerLeaf>,
+    /// Set when the object lies in upper; never unset.
+    pub upper: OnceLock<UpperLeaf>,
+    /// Keeps the upper object reachable once it has no name; set by the removal.
+    pub orphan: OnceLock<Arc<File>>,
+    /// The one open file that all handles share, while anyone holds it.
+    pub shared: Mutex<Weak<File>>,
+}
+
+/// A leaf in a lower layer. Lower layers do not change, so its path is good for ever.
+#[derive(Clone, Debug)]
+pub(crate) struct LowerLeaf {
+    pub dir: Arc<LayerDir>,
+    pub name: SharedName,
+    /// Links of the lower inode: above one, copy-up breaks the link and the inode number changes.
+    pub hard_linked: bool,
+}
+
+/// A leaf in upper.
+#[derive(Debug)]
+pub(crate) struct UpperLeaf {
+    /// Inode number on the upper's file system.
+    pub ino: u64,
+    /// The upper object holds attributes only; its data is still the lower's. Goes from true to false, once.
+    pub metacopy: AtomicBool,
+}
+
+impl UpperLeaf {
+    /// An upper object that holds its data.
+    pub fn whole(ino: u64) -> Self {
+        Self { ino, metacopy: AtomicBool::new(false) }
+    }
+}
+
+impl Node {
+    /// A node with one name (none for the root) and no lookup yet.
+    pub fn new(id: NodeId, kind: FileKind, ino: u64, place: Option<Place>, body: Body) -> Self {
+        Self {
+            id,
+            kind,
+            ino: AtomicU64::new(ino),
+            lookups: AtomicU64::new(0),
+            places: Mutex::new(place.into_iter().collect()),
+            copy_up: Mutex::new(()),
+            body,
+        }
+    }
+
+    pub fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Relaxed)
+    }
+
+    pub fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Relaxed);
+    }
+
+    /// The directory's part, or `None` for a leaf.
+    pub fn as_dir(&self) -> Option<&DirBody> {
+        match &self.body {
+            Body::Dir(dir) => Some(dir),
+            Body::Leaf(_) => None,
+        }
+    }
+
+    pub fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Dir(_))
+    }
+
+    /// Whether the object (its metadata at least) lies in upper.
+    pub fn in_upper(&self) -> bool {
+        match &self.body {
+            Body::Dir(dir) => dir.upper.get().is_some(),
+            Body::Leaf(leaf) => leaf.upper.get().is_some(),
+        }
+    }
+
+    /// A name of this node, or `None` for the root and for what was unlinked.
+    pub fn place(&self) -> Option<Place> {
+        self.places.lock().first().cloned()
+    }
+
+    /// Whether this node is known under that name.
+    pub fn has_place(&self, parent: NodeId, name: &[u8]) -> bool {
+        self.places.lock().iter().any(|place| place.parent.id == parent && *place.name == *name)
+    }
+
+    /// Adds a name.
+    pub fn add_place(&self, place: Place) {
+        self.places.lock().push(place);
+    }
+
+    /// Takes a name away; says whether any known name is left.
+    pub fn remove_place(&self, parent: NodeId, name: &[u8]) -> bool {
+        let mut places = self.places.lock();
+        places.retain(|place| !(place.parent.id == parent && *place.name == *name));
+        !places.is_empty()
+    }
+}
+
+impl Leaf {
+    /// A leaf of a lower layer.
+    pub fn lower(lower: LowerLeaf) -> Self {
+        Self {
+            lower: Some(lower),
+            upper: OnceLock::new(),
+            orphan: OnceLock::new(),
+            shared: Mutex::new(Weak::new()),
+        }
+    }
+
+    /// A leaf of upper, with the lower object it was copied from or hides its metadata-only copy of.
+    pub fn upper(upper: UpperLeaf, lower: Option<LowerLeaf>) -> Self {
+        Self { lower, upper: OnceLock::from(upper), orphan: OnceLock::new(), shared: Mutex::new(Weak::new()) }
+    }
+
+    /// Whether the data lies in upper too.
+    pub fn data_in_upper(&self) -> bool {
+        self.upper.get().is_some_and(|upper| !upper.metacopy.load(Ordering::Acquire))
+    }
+}

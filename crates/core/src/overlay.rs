@@ -1,0 +1,255 @@
+//! Assembly of a stack into an [`Overlay`], and what all operations share: layers, table, caches.
+//!
+//! Owns the stack, the nodes and the handles. The kernel's counterparts are `super.c` and `params.c`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use plyfs_format::{Name, Namespace, Origin, Private, RelPath, StackSpec, origin::Parsed};
+use plyfs_sys::{Dir, DirMut, Errno, Faults};
+
+use crate::Result;
+use crate::directory::{DirBody, UpperDir};
+use crate::error::AssembleError;
+use crate::fd_cache::{FdCache, Slot};
+use crate::handle::Handles;
+use crate::ino::{FsIndex, InoSpace};
+use crate::layer::{LayerDir, LowerLayer};
+use crate::node::{Body, Node};
+use crate::probe;
+use crate::readdir::ListingBudget;
+use crate::table::NodeTable;
+use crate::upper::Upper;
+use crate::whiteout::DirMarks;
+
+/// Engine settings that are no mount options.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Fault points for crash tests; they do nothing unless armed.
+    pub faults: Faults,
+    /// How many layer directories may be held open at once. The process needs some descriptors beside them.
+    pub open_directories: usize,
+    /// How long assembly waits for another mount to let go of the upper directory: a daemon that is just ending.
+    pub wait_for_upper: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { faults: Faults::new(), open_directories: 4096, wait_for_upper: Duration::from_secs(3) }
+    }
+}
+
+/// A mounted stack: the union of its layers. Every operation takes `&self` and may run on any thread.
+#[derive(Debug)]
+pub struct Overlay {
+    pub(crate) lowers: Vec<LowerLayer>,
+    pub(crate) upper: Option<Upper>,
+    pub(crate) namespace: Namespace,
+    pub(crate) features: Features,
+    pub(crate) table: NodeTable,
+    pub(crate) handles: Handles,
+    pub(crate) cache: FdCache,
+    pub(crate) tree: RwLock<()>,
+    pub(crate) listings: ListingBudget,
+    root: Arc<Node>,
+    ino: InoSpace,
+    forgotten: AtomicUsize,
+    /// Locks on upper and work, released when the overlay goes.
+    _locks: Vec<probe::InUseLock>,
+}
+
+/// The optional features as they are in force.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Features {
+    /// Directories of lower layers can be renamed: the redirect is recorded in upper.
+    pub redirect_dir: bool,
+    pub follow_redirect_in_upper: bool,
+    pub follow_redirect_in_lower: bool,
+    /// Attribute changes of lower files copy no data.
+    pub metacopy: bool,
+    /// Copy-up and fsync reach the medium.
+    pub sync: bool,
+    /// Lower layers may be changed while nothing is mounted: no new directory is marked opaque without need.
+    pub allow_offline_changes: bool,
+    /// `origin` and `uuid` carry file system UUIDs.
+    pub uuid: bool,
+}
+
+impl Overlay {
+    /// Opens the layers and prepares upper and work. Relative paths are taken from the working directory.
+    ///
+    /// # Errors
+    /// One clear line for each thing that can be wrong with the stack; nothing is left half done.
+    pub fn assemble(spec: &StackSpec, settings: &Settings) -> core::result::Result<Self, AssembleError> {
+        let privileged = plyfs_sys::creds::has_cap_sys_admin_init();
+        let options = probe::options(spec, privileged)?;
+        let mut devices = Vec::new();
+        let upper = match &spec.upper {
+            Some(paths) => Some(probe::upper(paths, &options, settings, &mut devices)?),
+            None => None,
+        };
+        let lowers = probe::lowers(spec, &mut devices)?;
+        let (upper, locks) = match upper {
+            Some((upper, locks)) => (Some(upper), locks),
+            None => (None, Vec::new()),
+        };
+        let ino = InoSpace::new(devices.len());
+        let table = NodeTable::default();
+        let root = make_root(&table, &lowers, upper.as_ref(), options.namespace, ino)?;
+        Ok(Self {
+            lowers,
+            upper,
+            namespace: options.namespace,
+            features: options.features,
+            table,
+            handles: Handles::default(),
+            cache: FdCache::new(settings.open_directories),
+            tree: RwLock::new(()),
+            listings: ListingBudget::default(),
+            root,
+            ino,
+            forgotten: AtomicUsize::new(0),
+            _locks: locks,
+        })
+    }
+
+    /// Whether the stack has an upper: without one every change is `EROFS`.
+    #[must_use]
+    pub fn writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
+    /// Number of nodes that are remembered.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn require_upper(&self) -> Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    pub(crate) fn root_lowers(&self) -> &[Arc<LayerDir>] {
+        self.root.as_dir().map_or(&[], |dir| &dir.lowers)
+    }
+
+    pub(crate) fn upper_ino(&self, ino: u64) -> u64 {
+        self.ino.map(FsIndex(0), ino)
+    }
+
+    pub(crate) fn lower_ino(&self, layer: u16, ino: u64) -> u64 {
+        let fs = self.lowers.get(usize::from(layer)).map_or(FsIndex(0), |layer| layer.fs);
+        self.ino.map(fs, ino)
+    }
+
+    pub(crate) fn lower_dir(&self, dir: &LayerDir) -> Result<Arc<Dir>> {
+        dir.open(&self.lowers, &self.cache)
+    }
+
+    /// The upper directory of a node that has one.
+    pub(crate) fn upper_dir(&self, node: &Node) -> Result<Arc<DirMut>> {
+        let upper = node.as_dir().and_then(|dir| dir.upper.get()).ok_or(Errno::IO)?;
+        if let Some(removed) = upper.removed.get() {
+            return Ok(Arc::clone(removed));
+        }
+        upper.slot.get(&self.cache, || {
+            let _tree = self.tree.read();
+            let path = self.upper_path(node)?;
+            self.require_upper()?.root.open_dir_mut(&path)
+        })
+    }
+
+    /// The path of a directory in upper; the caller holds the tree lock.
+    fn upper_path(&self, node: &Node) -> Result<RelPath> {
+        let mut names = Vec::new();
+        let mut place = node.place();
+        while let Some(here) = place {
+            names.push(here.name);
+            place = here.parent.place();
+        }
+        let mut path = RelPath::root();
+        for name in names.iter().rev() {
+            path = path.join(Name::new(name).map_err(|_| Errno::IO)?);
+        }
+        if path.is_root() && node.id != crate::NodeId::ROOT {
+            return Err(Errno::NOENT);
+        }
+        Ok(path)
+    }
+
+    /// The inode number of the lower object that an upper one was copied from, if its `origin` says so and it lies on
+    /// the file system of a layer.
+    pub(crate) fn origin_ino(&self, dir: &Dir, name: Name<'_>) -> Result<Option<u64>> {
+        let Some(value) = dir.get_xattr(name, self.namespace.name(Private::Origin))? else { return Ok(None) };
+        let Ok(Parsed::Known(origin)) = Origin::parse(&value) else { return Ok(None) };
+        let layer = self.lowers.iter().find(|layer| layer.uuid == origin.uuid || origin.uuid == [0; 16]);
+        Ok(layer.zip(probe::ino_of_handle(&origin.handle)).map(|(layer, ino)| self.ino.map(layer.fs, ino)))
+    }
+
+    /// Returns freed memory to the system after many nodes were forgotten.
+    pub(crate) fn trim_memory(&self) {
+        const BATCH: usize = 20_000;
+        if self.forgotten.fetch_add(1, Ordering::Relaxed) >= BATCH {
+            self.forgotten.store(0, Ordering::Relaxed);
+            plyfs_sys::malloc::trim();
+        }
+    }
+}
+
+fn make_root(
+    table: &NodeTable,
+    lowers: &[LowerLayer],
+    upper: Option<&Upper>,
+    namespace: Namespace,
+    ino: InoSpace,
+) -> core::result::Result<Arc<Node>, AssembleError> {
+    let mut dirs = Vec::with_capacity(lowers.len());
+    for (position, layer) in lowers.iter().enumerate() {
+        let fail = |errno| directory_error("lowerdir", &layer.path, errno);
+        let marks = DirMarks::read_own(&layer.root, namespace).map_err(fail)?;
+        let number = u16::try_from(position).map_err(|_| AssembleError::TooManyLowers(lowers.len()))?;
+        dirs.push(Arc::new(LayerDir::new(number, RelPath::root(), marks.xwhiteouts)));
+    }
+    let top = lowers.first().ok_or(AssembleError::NoLower)?;
+    let top_ino = top.root.stat().map_err(|errno| directory_error("lowerdir", &top.path, errno))?.ino;
+    let upper_dir = match upper {
+        Some(upper) => Some(upper_root(upper, namespace)?),
+        None => None,
+    };
+    let body = Body::Dir(Box::new(DirBody::new(dirs, upper_dir)));
+    let ino = ino.map(top.fs, top_ino);
+    Ok(table.insert_root(|id| Node::new(id, plyfs_sys::FileKind::Directory, ino, None, body)))
+}
+
+fn upper_root(upper: &Upper, namespace: Namespace) -> core::result::Result<Box<UpperDir>, AssembleError> {
+    let fail = |errno| directory_error("upperdir", &upper.path, errno);
+    let marks = DirMarks::read_own(&upper.root, namespace).map_err(fail)?;
+    Ok(Box::new(UpperDir::found(&marks, None)))
+}
+
+/// A directory that cannot be used.
+pub(crate) fn directory_error(role: &'static str, path: &Path, errno: Errno) -> AssembleError {
+    AssembleError::Directory { role, path: path.to_owned(), errno }
+}
+
+impl UpperDir {
+    /// A directory found in upper, with what its attributes say.
+    pub(crate) fn found(marks: &DirMarks, redirect: Option<Box<[u8]>>) -> Self {
+        Self { redirect: Mutex::new(redirect), ..Self::made(marks.opaque, marks.impure, true) }
+    }
+
+    /// A directory that this mount just made.
+    pub(crate) fn made(opaque: bool, impure: bool, oci_marks: bool) -> Self {
+        Self {
+            slot: Slot::empty(),
+            opaque: opaque.into(),
+            impure: impure.into(),
+            oci_marks,
+            redirect: Mutex::new(None),
+            removed: std::sync::OnceLock::new(),
+        }
+    }
+}

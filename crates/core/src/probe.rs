@@ -1,0 +1,238 @@
+//! Opening the layers and finding out what their file systems can do.
+//!
+//! Runs once, at assembly. The kernel's counterparts are `ovl_fill_super`, `ovl_make_workdir` and `ovl_check_rename_whiteout`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use plyfs_format::spec::{LayerTrust, RedirectMode, UuidMode, Xino};
+use plyfs_format::{Name, Namespace, Private, RelPath, StackSpec, UpperSpec};
+use plyfs_sys::{Dir, DirMut, Errno, OFlags, RenameFlags, Stat, XattrFlags, mount};
+
+use crate::Result;
+use crate::error::AssembleError;
+use crate::ino::FsIndex;
+use crate::layer::LowerLayer;
+use crate::overlay::{Features, Settings, directory_error};
+use crate::upper::{Abilities, Upper};
+
+type Assembled<T> = core::result::Result<T, AssembleError>;
+
+/// An upper or work directory is held by this mount while this lives.
+#[derive(Debug)]
+pub(crate) struct InUseLock(#[expect(dead_code, reason = "held for its lock")] plyfs_sys::DirLock);
+
+/// The mount options as they are in force.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub namespace: Namespace,
+    pub features: Features,
+}
+
+/// Resolves the options against each other and against the privileges of this process.
+pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> {
+    let mut spec = spec.clone();
+    // Who may not use trusted.* attributes can only mean user.* ones.
+    spec.options.userxattr |= !privileged;
+    let effective = spec.effective(privileged).map_err(|error| AssembleError::Options(error.to_string()))?;
+    for note in &effective.notes {
+        tracing::info!("{note}");
+    }
+    let follows = effective.redirect_dir != RedirectMode::NoFollow;
+    let creates = effective.redirect_dir == RedirectMode::On;
+    let features = Features {
+        redirect_dir: creates,
+        follow_redirect_in_upper: follows,
+        follow_redirect_in_lower: follows && effective.trust == LayerTrust::AllLayers,
+        metacopy: effective.metacopy,
+        sync: !effective.volatile && spec.options.fsync != Some(false),
+        allow_offline_changes: !effective.index
+            && !effective.metacopy
+            && !creates
+            && effective.xino != Xino::On,
+        uuid: !matches!(effective.uuid, UuidMode::Off | UuidMode::Null),
+    };
+    Ok(Options { namespace: effective.namespace, features })
+}
+
+/// Opens the lower layers, topmost first. Where it is allowed each gets a read-only mount of its own, without what is
+/// mounted below it: a lower that contains the mount point of this very stack is then harmless, and even a bug could
+/// not write to it.
+pub(crate) fn lowers(spec: &StackSpec, devices: &mut Vec<u64>) -> Assembled<Vec<LowerLayer>> {
+    if spec.lowers.is_empty() {
+        return Err(AssembleError::NoLower);
+    }
+    if spec.lowers.len() > 65_000 {
+        return Err(AssembleError::TooManyLowers(spec.lowers.len()));
+    }
+    spec.lowers.iter().map(|path| lower(path, devices)).collect()
+}
+
+fn lower(path: &Path, devices: &mut Vec<u64>) -> Assembled<LowerLayer> {
+    let fail = |errno| directory_error("lowerdir", path, errno);
+    let plain = Dir::open_root(path).map_err(fail)?;
+    let nosuid = plain.is_nosuid_mount().map_err(fail)?;
+    let root = private_mount(&plain).unwrap_or(plain);
+    let stat = root.stat().map_err(fail)?;
+    let uuid = root.filesystem_uuid().map_err(fail)?.unwrap_or_default();
+    Ok(LowerLayer { root, fs: fs_index(devices, &stat), uuid, path: path.to_owned(), nosuid })
+}
+
+/// A read-only clone of the mount below a directory, without its submounts. `None` without the privilege.
+fn private_mount(dir: &Dir) -> Option<Dir> {
+    const ATTR_NOATIME: u64 = 0x10;
+    const ATTR_ATIME_MASK: u64 = 0x70;
+    let flags = mount::OpenTreeFlags::OPEN_TREE_CLONE
+        | mount::OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | mount::OpenTreeFlags::AT_EMPTY_PATH;
+    let clone = mount::open_tree(dir, Path::new(""), flags).ok()?;
+    let attributes = mount::MountAttributes {
+        set: mount::ATTR_RDONLY | ATTR_NOATIME,
+        clear: ATTR_ATIME_MASK,
+        idmap: None,
+    };
+    mount::set_attributes(&clone, &attributes, false).ok()?;
+    Some(Dir::from_fd(clone))
+}
+
+fn fs_index(devices: &mut Vec<u64>, stat: &Stat) -> FsIndex {
+    let position = devices.iter().position(|device| *device == stat.dev()).unwrap_or_else(|| {
+        devices.push(stat.dev());
+        devices.len() - 1
+    });
+    FsIndex(u16::try_from(position).unwrap_or(u16::MAX))
+}
+
+/// Opens upper, locks it and work, and makes `work/work` anew.
+pub(crate) fn upper(
+    paths: &UpperSpec,
+    options: &Options,
+    settings: &Settings,
+    devices: &mut Vec<u64>,
+) -> Assembled<(Upper, Vec<InUseLock>)> {
+    let fail_upper = |errno| directory_error("upperdir", &paths.upper, errno);
+    let fail_work = |errno| directory_error("workdir", &paths.work, errno);
+    let root = DirMut::open_root(&paths.upper).map_err(fail_upper)?;
+    let workdir = DirMut::open_root(&paths.work).map_err(fail_work)?;
+    let stat = root.stat().map_err(fail_upper)?;
+    check_places(paths, &root, &workdir)?;
+    if root.is_readonly_mount().map_err(fail_upper)? {
+        return Err(fail_upper(Errno::ROFS));
+    }
+    let locks = vec![
+        lock("upperdir", &paths.upper, &root, settings.wait_for_upper)?,
+        lock("workdir", &paths.work, &workdir, settings.wait_for_upper)?,
+    ];
+    let work = fresh_work(&workdir, &paths.work)?;
+    let abilities = abilities(&work, options.namespace).map_err(fail_work)?;
+    if !abilities.xattr {
+        let what = match options.namespace {
+            Namespace::Trusted => {
+                "hold trusted.* attributes for this user (without root, mount with -o userxattr)"
+            }
+            Namespace::User => "hold user.* attributes",
+        };
+        return Err(AssembleError::Unsuitable { path: paths.upper.clone(), what });
+    }
+    fs_index(devices, &stat);
+    let upper = Upper::new(root, work, paths.upper.clone(), abilities, settings.faults.clone());
+    Ok((upper, locks))
+}
+
+fn check_places(paths: &UpperSpec, root: &DirMut, workdir: &DirMut) -> Assembled<()> {
+    let same_mount = root.mount_id().ok() == workdir.mount_id().ok();
+    let same_device = root.stat().ok().map(|stat| stat.dev()) == workdir.stat().ok().map(|stat| stat.dev());
+    if !same_mount || !same_device {
+        return Err(AssembleError::WorkElsewhere { upper: paths.upper.clone(), work: paths.work.clone() });
+    }
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let (upper, work): (PathBuf, PathBuf) = (real(&paths.upper), real(&paths.work));
+    if upper.starts_with(&work) || work.starts_with(&upper) {
+        return Err(AssembleError::WorkOverlapsUpper {
+            upper: paths.upper.clone(),
+            work: paths.work.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The daemon of a mount that was just taken down may need a moment to end, so a busy directory is asked again.
+fn lock(role: &'static str, path: &Path, dir: &DirMut, patience: Duration) -> Assembled<InUseLock> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match dir.try_lock() {
+            Ok(held) => return Ok(InUseLock(held)),
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(Errno::AGAIN) => return Err(AssembleError::InUse { role, path: path.to_owned() }),
+            Err(errno) => return Err(directory_error(role, path, errno)),
+        }
+    }
+}
+
+/// `workdir/work`, empty. What an earlier mount left in it is removed, unless that mount was volatile.
+fn fresh_work(workdir: &DirMut, path: &Path) -> Assembled<DirMut> {
+    let fail = |errno| directory_error("workdir", path, errno);
+    let name = Name::new(b"work").map_err(|_| fail(Errno::INVAL))?;
+    match workdir.child_mut(name) {
+        Ok(old) => {
+            if has_incompat(&old).map_err(fail)? {
+                return Err(AssembleError::Volatile { path: path.to_owned() });
+            }
+            crate::remove::clear_directory(&old).map_err(fail)?;
+            workdir.rmdir(name).map_err(fail)?;
+        }
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(fail(errno)),
+    }
+    workdir.create_dir(name, 0).map_err(fail)?;
+    workdir.child_mut(name).map_err(fail)
+}
+
+fn has_incompat(work: &DirMut) -> Result<bool> {
+    let path = RelPath::parse(b"incompat").map_err(|_| Errno::INVAL)?;
+    match work.open_dir(&path) {
+        Ok(incompat) => Ok(!incompat.list()?.is_empty()?),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn abilities(work: &DirMut, namespace: Namespace) -> Result<Abilities> {
+    let name = |text: &'static [u8]| Name::new(text).map_err(|_| Errno::INVAL);
+    let (first, second) = (name(b"#probe1")?, name(b"#probe2")?);
+    let tmpfile = match work.tmpfile(0o600, OFlags::RDWR) {
+        Ok(file) => match work.link_file(&file, first) {
+            Ok(()) => work.unlink(first).map(|()| true)?,
+            Err(_) => false,
+        },
+        Err(_) => false,
+    };
+    drop(work.create_file(first, OFlags::RDWR, 0o600)?);
+    let rename_whiteout = work.rename(first, work, second, RenameFlags::WHITEOUT).is_ok();
+    if rename_whiteout {
+        work.unlink(second)?;
+    }
+    work.unlink(first)?;
+    let xattr = work.set_own_xattr(namespace.name(Private::Opaque), b"0", XattrFlags::empty()).is_ok();
+    Ok(Abilities { tmpfile, rename_whiteout, xattr })
+}
+
+/// The inode number in a file handle, for the kinds that the common file systems make (`FILEID_*` of the kernel's
+/// `exportfs.h`): with it no privilege is needed to know which inode an `origin` means.
+pub(crate) fn ino_of_handle(handle: &plyfs_format::FileHandle) -> Option<u64> {
+    const INO32_GEN: u8 = 1;
+    const INO32_GEN_PARENT: u8 = 2;
+    const BTRFS: u8 = 0x4d;
+    const INO64_GEN: u8 = 0x81;
+    const INO64_GEN_PARENT: u8 = 0x82;
+    let bytes = handle.bytes();
+    let word = |at: usize| bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    let long = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_ne_bytes);
+    match handle.kind() {
+        // tmpfs: generation, then both halves of the number.
+        INO32_GEN if bytes.len() == 12 => Some(u64::from(word(4)?) | u64::from(word(8)?) << 32),
+        INO32_GEN | INO32_GEN_PARENT => word(0).map(u64::from),
+        BTRFS | INO64_GEN | INO64_GEN_PARENT => long(0),
+        _ => None,
+    }
+}

@@ -1,0 +1,215 @@
+//! Removing files and directories: from upper, by a whiteout, or both at once. Nothing is ever copied up to be deleted.
+//!
+//! The kernel's counterparts are `ovl_remove_upper` and `ovl_remove_and_whiteout`.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use plyfs_format::Name;
+use plyfs_sys::{DirMut, Errno, RenameFlags};
+
+use crate::Result;
+use crate::copy_up::Depth;
+use crate::directory::DirBody;
+use crate::lookup::check_name;
+use crate::node::{Body, Leaf, Node, SharedName};
+use crate::object::NodeId;
+use crate::overlay::Overlay;
+use crate::upper::Upper;
+
+impl Overlay {
+    /// Removes a name of anything but a directory.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `ENOENT`; `EISDIR`; what the upper answers.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, |node| if node.is_dir() { Err(Errno::ISDIR) } else { Ok(()) })
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `ENOENT`; `ENOTDIR`; `ENOTEMPTY`; what the upper answers.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, |node| if node.is_dir() { Ok(()) } else { Err(Errno::NOTDIR) })
+    }
+
+    fn remove(&self, parent: NodeId, name: &[u8], check: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
+        let parent = self.dir_node(parent)?;
+        self.require_upper()?;
+        check_name(name)?;
+        let node = match self.known_child(&parent, name) {
+            Some(node) => node,
+            None => self.lookup_node(&parent, name)?.ok_or(Errno::NOENT)?.0,
+        };
+        let removed = check(&node).and_then(|()| self.remove_node(&parent, name, &node));
+        self.release_lookups(node, 1);
+        removed
+    }
+
+    fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<()> {
+        self.ensure(parent, Depth::Metadata)?;
+        let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
+        let shared: SharedName = name.into();
+        let _change = dir.change.lock();
+        if !node.has_place(parent.id, name) {
+            return Err(Errno::NOENT);
+        }
+        match &node.body {
+            Body::Leaf(leaf) => self.remove_leaf(parent, dir, &shared, node, leaf)?,
+            Body::Dir(body) => {
+                let _below = lock_going(body)?;
+                if !self.is_empty(node, body)? {
+                    return Err(Errno::NOTEMPTY);
+                }
+                self.remove_directory(parent, dir, &shared, node)?;
+                body.state.lock().removed = true;
+            }
+        }
+        self.forget_name(parent, dir, name, node);
+        Ok(())
+    }
+
+    /// Takes a removed name out of what is known.
+    pub(crate) fn forget_name(&self, parent: &Arc<Node>, dir: &DirBody, name: &[u8], node: &Node) {
+        let mut state = dir.state.lock();
+        state.generation += 1;
+        self.unlist(&mut state, name);
+        self.detach(parent, &mut state, name, node);
+    }
+
+    fn remove_leaf(
+        &self,
+        parent: &Arc<Node>,
+        dir: &DirBody,
+        name: &SharedName,
+        node: &Node,
+        leaf: &Leaf,
+    ) -> Result<()> {
+        let upper = self.require_upper()?;
+        let fd = self.upper_dir(parent)?;
+        let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
+        let lower = shows_own_lower(dir, name, leaf) || self.lower_has(dir, name)?;
+        if leaf.upper.get().is_none() {
+            return upper.whiteout(&fd, checked);
+        }
+        self.keep_reachable(&fd, checked, node, leaf)?;
+        if lower { whiteout_over(upper, &fd, checked) } else { upper.unlink(&fd, checked) }
+    }
+
+    /// Keeps an upper leaf reachable for those who have it open, once its name is gone.
+    pub(crate) fn keep_reachable(&self, fd: &DirMut, name: Name<'_>, node: &Node, leaf: &Leaf) -> Result<()> {
+        if leaf.upper.get().is_none() || leaf.orphan.get().is_some() || node.places.lock().len() > 1 {
+            return Ok(());
+        }
+        let file = Arc::new(fd.open_path_mut(name)?);
+        // A second removal of the same inode under another name would set the same object.
+        leaf.orphan.set(file).map_err(|_| Errno::IO)
+    }
+
+    fn remove_directory(
+        &self,
+        parent: &Arc<Node>,
+        dir: &DirBody,
+        name: &SharedName,
+        node: &Arc<Node>,
+    ) -> Result<()> {
+        let upper = self.require_upper()?;
+        let fd = self.upper_dir(parent)?;
+        let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
+        let lower = self.lower_has(dir, name)?;
+        if !node.in_upper() {
+            return upper.whiteout(&fd, checked);
+        }
+        self.keep_directory(node)?;
+        if lower {
+            let whiteout = upper.staged_whiteout()?;
+            exchange_and_clear(upper, whiteout.as_name(), &fd, checked)
+        } else {
+            remove_upper_directory(upper, &fd, checked)
+        }
+    }
+
+    /// Keeps the descriptor of a directory that loses its name.
+    pub(crate) fn keep_directory(&self, node: &Arc<Node>) -> Result<()> {
+        let fd = self.upper_dir(node)?;
+        if let Some(state) = node.as_dir().and_then(|dir| dir.upper.get()) {
+            state.removed.get_or_init(|| fd);
+        }
+        Ok(())
+    }
+}
+
+/// Puts a whiteout in the place of an upper leaf, at once.
+fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
+    let whiteout = upper.staged_whiteout()?;
+    let renamed = upper.rename(&upper.work, whiteout.as_name(), fd, name, RenameFlags::empty());
+    if renamed.is_err() {
+        upper.discard(whiteout.as_name(), false);
+    }
+    renamed
+}
+
+/// Exchanges a whiteout in work with an upper directory, which is then cleared away in work.
+fn exchange_and_clear(upper: &Upper, whiteout: Name<'_>, fd: &DirMut, name: Name<'_>) -> Result<()> {
+    if let Err(error) = upper.rename(&upper.work, whiteout, fd, name, RenameFlags::EXCHANGE) {
+        upper.discard(whiteout, false);
+        return Err(error);
+    }
+    clear_away(upper, whiteout);
+    Ok(())
+}
+
+/// Removes a directory of upper that shows nothing, though it may hold whiteouts.
+fn remove_upper_directory(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
+    match upper.rmdir(fd, name) {
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        done => return done,
+    }
+    let temporary = upper.temporary_name()?;
+    upper.rename(fd, name, &upper.work, temporary.as_name(), RenameFlags::NOREPLACE)?;
+    clear_away(upper, temporary.as_name());
+    Ok(())
+}
+
+/// Removes a directory in work with all it holds. It is out of sight already, so a failure only leaves work for the
+/// cleaning at the next mount.
+pub(crate) fn clear_away(upper: &Upper, name: Name<'_>) {
+    let cleared = upper.work.child_mut(name).and_then(|dir| clear_directory(&dir));
+    if let Err(error) = cleared.and_then(|()| upper.work.rmdir(name)) {
+        tracing::warn!(name = %name.as_os_str().display(), %error, "a removed directory stays in work");
+    }
+}
+
+/// Removes everything in a directory of work.
+pub(crate) fn clear_directory(dir: &DirMut) -> Result<()> {
+    let mut names = Vec::new();
+    dir.list()?.for_each(|entry| {
+        names.push(entry.name.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    for name in names {
+        let name = Name::new(&name).map_err(|_| Errno::IO)?;
+        match dir.unlink(name) {
+            Err(Errno::ISDIR | Errno::PERM) => {
+                clear_directory(&dir.child_mut(name)?)?;
+                dir.rmdir(name)?;
+            }
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// Locks a directory that is about to go, so that nobody creates in it meanwhile. Its id says nothing about the order
+/// with its parent's lock, which is held, so this one gives up where it cannot be had soon.
+pub(crate) fn lock_going(dir: &DirBody) -> Result<parking_lot::MutexGuard<'_, ()>> {
+    dir.change.try_lock_for(std::time::Duration::from_millis(200)).ok_or(Errno::BUSY)
+}
+
+/// Whether the leaf's own lower object is what the name covers: then no layer needs to be asked.
+fn shows_own_lower(dir: &DirBody, name: &SharedName, leaf: &Leaf) -> bool {
+    leaf.lower.as_ref().is_some_and(|lower| {
+        *lower.name == **name && dir.lowers.iter().any(|layer| Arc::ptr_eq(layer, &lower.dir))
+    })
+}

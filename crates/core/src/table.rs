@@ -1,0 +1,121 @@
+//! The table of nodes that the front end remembers, and the index of upper hard links.
+//!
+//! Owns the mapping from node id to node. It never decides when a node dies (`lookup.rs` does). The kernel's
+//! counterpart is the inode cache.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::node::Node;
+use crate::object::NodeId;
+
+/// All nodes, by id.
+#[derive(Debug, Default)]
+pub(crate) struct NodeTable {
+    slots: RwLock<Slots>,
+    hasher: RandomState,
+    /// Nodes of upper leaves with several names, by the upper's inode number, so that all names share one node.
+    links: Mutex<HashMap<u64, NodeId>>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    nodes: Vec<Option<Arc<Node>>>,
+    free: Vec<u32>,
+}
+
+impl NodeTable {
+    /// The place of an id in the table.
+    pub fn index(id: NodeId) -> u32 {
+        u32::try_from(id.0.saturating_sub(1)).unwrap_or(u32::MAX)
+    }
+
+    /// The node with that id, or `None` for one that is not remembered.
+    pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
+        let index = usize::try_from(id.0.checked_sub(1)?).ok()?;
+        self.slots.read().nodes.get(index)?.clone()
+    }
+
+    /// The node at that place.
+    pub fn at(&self, index: u32) -> Option<Arc<Node>> {
+        self.slots.read().nodes.get(index as usize)?.clone()
+    }
+
+    /// Gives a new node an id and remembers it.
+    pub fn insert(&self, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
+        let mut slots = self.slots.write();
+        let index = slots.free.pop().unwrap_or(u32::try_from(slots.nodes.len()).unwrap_or(u32::MAX));
+        let node = Arc::new(make(NodeId(u64::from(index) + 1)));
+        match slots.nodes.get_mut(index as usize) {
+            Some(slot) => *slot = Some(Arc::clone(&node)),
+            None => slots.nodes.push(Some(Arc::clone(&node))),
+        }
+        node
+    }
+
+    /// Forgets a node.
+    pub fn remove(&self, id: NodeId) {
+        let index = Self::index(id);
+        let mut slots = self.slots.write();
+        let taken = slots.nodes.get_mut(index as usize).and_then(Option::take);
+        if taken.is_some() {
+            slots.free.push(index);
+        }
+        let live = slots.nodes.len() - slots.free.len();
+        drop(slots);
+        drop(taken);
+        self.shrink(live);
+    }
+
+    /// Number of nodes that are remembered.
+    pub fn len(&self) -> usize {
+        let slots = self.slots.read();
+        slots.nodes.len() - slots.free.len()
+    }
+
+    /// Hash of a name under this mount's secret key: names chosen by an attacker do not collide on purpose.
+    pub fn hash_name(&self, name: &[u8]) -> u64 {
+        self.hasher.hash_one(name)
+    }
+
+    /// The node of an upper leaf with several names.
+    pub fn linked(&self, upper_ino: u64) -> Option<Arc<Node>> {
+        let id = self.links.lock().get(&upper_ino).copied()?;
+        self.get(id)
+    }
+
+    /// Records the node of an upper leaf with several names.
+    pub fn add_link(&self, upper_ino: u64, id: NodeId) {
+        self.links.lock().insert(upper_ino, id);
+    }
+
+    /// Forgets the node of an upper leaf with several names.
+    pub fn remove_link(&self, upper_ino: u64, id: NodeId) {
+        let mut links = self.links.lock();
+        if links.get(&upper_ino) == Some(&id) {
+            links.remove(&upper_ino);
+        }
+    }
+
+    /// Gives memory back once few nodes are left of many.
+    fn shrink(&self, live: usize) {
+        const WORTH_IT: usize = 4096;
+        let mut slots = self.slots.write();
+        if slots.nodes.len() < WORTH_IT
+            || live * 8 > slots.nodes.len()
+            || slots.nodes.len() - slots.free.len() != live
+        {
+            return;
+        }
+        while slots.nodes.len() > 1 && slots.nodes.last().is_some_and(Option::is_none) {
+            slots.nodes.pop();
+        }
+        let len = slots.nodes.len();
+        slots.free.retain(|index| (*index as usize) < len);
+        slots.nodes.shrink_to_fit();
+        slots.free.shrink_to_fit();
+    }
+}

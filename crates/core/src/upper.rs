@@ -1,0 +1,293 @@
+//! The upper layer: every change of what lies on disk is a verb here (invariant 3), with one trace event and one
+//! fault point each.
+//!
+//! Owns the upper's and the work directory's roots, the names of temporaries and the shared whiteout. It never decides
+//! what to do. The kernel's counterpart are the `ovl_do_*` inlines of `overlayfs.h`.
+
+use std::ffi::CStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use plyfs_format::{Name, NameBuf};
+use plyfs_sys::{
+    DirMut, Errno, FallocateFlags, Faults, File, OFlags, RenameFlags, Stat, Times, XattrFlags, creds,
+};
+
+use crate::Result;
+use crate::object::Caller;
+
+/// The writable layer.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    pub root: DirMut,
+    /// `workdir/work`: temporaries live here until one rename or link publishes them.
+    pub work: DirMut,
+    /// As the user wrote it, for messages.
+    pub path: PathBuf,
+    /// What its file system can do.
+    pub abilities: Abilities,
+    faults: Faults,
+    next_temporary: AtomicU64,
+    /// A whiteout in work that further ones are hard links of.
+    shared_whiteout: Mutex<Option<NameBuf>>,
+}
+
+/// What the upper's file system can do, probed at assembly.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Abilities {
+    /// O_TMPFILE works, and its file can be linked.
+    pub tmpfile: bool,
+    /// RENAME_WHITEOUT works.
+    pub rename_whiteout: bool,
+    /// The private attributes can be written.
+    pub xattr: bool,
+}
+
+/// An upper object whose metadata is to be changed.
+#[derive(Debug)]
+pub(crate) enum UpperObject {
+    Dir(Arc<DirMut>),
+    Leaf(Arc<File>),
+}
+
+/// What a new object is, beside its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum New<'a> {
+    File,
+    Dir,
+    Symlink(&'a [u8]),
+    Node { rdev: (u32, u32) },
+}
+
+impl Upper {
+    pub fn new(root: DirMut, work: DirMut, path: PathBuf, abilities: Abilities, faults: Faults) -> Self {
+        Self {
+            root,
+            work,
+            path,
+            abilities,
+            faults,
+            next_temporary: AtomicU64::new(1),
+            shared_whiteout: Mutex::new(None),
+        }
+    }
+
+    /// A name for a temporary in work, as the kernel names them.
+    pub fn temporary_name(&self) -> Result<NameBuf> {
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        NameBuf::new(format!("#{number:x}").into_bytes()).map_err(|_| Errno::IO)
+    }
+
+    /// Creates an object owned by the caller; a file is returned open for reading and writing.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        dir: &DirMut,
+        name: Name<'_>,
+        mode: u32,
+        new: New<'_>,
+    ) -> Result<Option<File>> {
+        self.step("create", dir, name)?;
+        creds::with_creator(caller.uid, caller.gid, caller.umask, || make(dir, name, mode, new))
+    }
+
+    /// Creates an object owned by the mounter, to be finished before anyone sees it.
+    pub fn create_as_mounter(
+        &self,
+        dir: &DirMut,
+        name: Name<'_>,
+        mode: u32,
+        new: New<'_>,
+    ) -> Result<Option<File>> {
+        self.step("create", dir, name)?;
+        creds::assume_mounter()?;
+        make(dir, name, mode, new)
+    }
+
+    /// Creates an unnamed file owned by the caller.
+    pub fn create_unnamed(&self, caller: &Caller, dir: &DirMut, mode: u32) -> Result<File> {
+        self.faults.point("tmpfile")?;
+        creds::with_creator(caller.uid, caller.gid, caller.umask, || dir.tmpfile(mode, OFlags::RDWR))
+    }
+
+    /// Gives an unnamed (or any) file a name.
+    pub fn link_file(&self, file: &File, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        self.step("link_file", dir, name)?;
+        dir.link_file(file, name)
+    }
+
+    pub fn unlink(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        self.step("unlink", dir, name)?;
+        dir.unlink(name)
+    }
+
+    pub fn rmdir(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        self.step("rmdir", dir, name)?;
+        dir.rmdir(name)
+    }
+
+    pub fn rename(
+        &self,
+        from: &DirMut,
+        old: Name<'_>,
+        to: &DirMut,
+        new: Name<'_>,
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.step("rename", from, old)?;
+        from.rename(old, to, new, flags)
+    }
+
+    /// Puts a whiteout where there is nothing: one hard link.
+    pub fn whiteout(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        self.step("whiteout", dir, name)?;
+        let mut shared = self.shared_whiteout.lock();
+        if let Some(existing) = shared.as_ref() {
+            match dir.hard_link(&self.work, existing.as_name(), name) {
+                Err(Errno::MLINK | Errno::NOENT | Errno::XDEV | Errno::PERM) => {}
+                done => return done,
+            }
+        }
+        let temporary = self.temporary_name()?;
+        creds::assume_mounter()?;
+        self.work.mknod(temporary.as_name(), S_IFCHR, 0)?;
+        let linked = dir.hard_link(&self.work, temporary.as_name(), name);
+        if let Err(Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) = linked {
+            return self.work.rename(temporary.as_name(), dir, name, RenameFlags::NOREPLACE);
+        }
+        *shared = Some(temporary);
+        linked
+    }
+
+    /// A whiteout in work, to be renamed over something.
+    pub fn staged_whiteout(&self) -> Result<NameBuf> {
+        let temporary = self.temporary_name()?;
+        self.whiteout(&self.work, temporary.as_name())?;
+        Ok(temporary)
+    }
+
+    /// Removes a temporary after a failure; what cannot be removed stays for the cleaning at the next mount.
+    pub fn discard(&self, name: Name<'_>, is_dir: bool) {
+        let removed = if is_dir { self.work.rmdir(name) } else { self.work.unlink(name) };
+        if let Err(error) = removed {
+            tracing::warn!(name = %name.as_os_str().display(), %error, "a temporary stays in work");
+        }
+    }
+
+    pub fn set_xattr(
+        &self,
+        object: &UpperObject,
+        name: &CStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.faults.point("set_xattr")?;
+        match object {
+            UpperObject::Dir(dir) => dir.set_own_xattr(name, value, flags),
+            UpperObject::Leaf(file) => file.set_xattr(name, value, flags),
+        }
+    }
+
+    pub fn remove_xattr(&self, object: &UpperObject, name: &CStr) -> Result<()> {
+        self.faults.point("remove_xattr")?;
+        match object {
+            UpperObject::Dir(dir) => dir.remove_own_xattr(name),
+            UpperObject::Leaf(file) => file.remove_xattr(name),
+        }
+    }
+
+    pub fn chmod(&self, object: &UpperObject, mode: u32) -> Result<()> {
+        self.faults.point("chmod")?;
+        match object {
+            UpperObject::Dir(dir) => dir.chmod_self(mode),
+            UpperObject::Leaf(file) => file.chmod(mode),
+        }
+    }
+
+    pub fn chown(&self, object: &UpperObject, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+        self.faults.point("chown")?;
+        match object {
+            UpperObject::Dir(dir) => dir.chown_self(uid, gid),
+            UpperObject::Leaf(file) => file.chown(uid, gid),
+        }
+    }
+
+    pub fn utimens(&self, object: &UpperObject, times: Times) -> Result<()> {
+        self.faults.point("utimens")?;
+        creds::assume_mounter()?;
+        match object {
+            UpperObject::Dir(dir) => dir.utimens_self(times),
+            UpperObject::Leaf(file) => file.utimens(times),
+        }
+    }
+
+    pub fn truncate(&self, file: &File, size: u64) -> Result<()> {
+        self.faults.point("truncate")?;
+        file.truncate(size)
+    }
+
+    pub fn write(&self, file: &File, data: &[u8], offset: u64) -> Result<usize> {
+        self.faults.point("write")?;
+        file.pwrite(data, offset)
+    }
+
+    pub fn fallocate(&self, file: &File, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
+        self.faults.point("fallocate")?;
+        file.fallocate(mode, offset, len)
+    }
+
+    pub fn copy_data(&self, from: &File, to: &File, len: u64) -> Result<()> {
+        self.faults.point("copy_data")?;
+        File::copy_data(from, to, len).map(drop)
+    }
+
+    pub fn sync(&self, file: &File, datasync: bool) -> Result<()> {
+        self.faults.point("sync")?;
+        file.sync(datasync)
+    }
+
+    pub fn sync_dir(&self, dir: &DirMut) -> Result<()> {
+        self.faults.point("sync_dir")?;
+        dir.sync()
+    }
+
+    fn step(&self, verb: &'static str, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        tracing::trace!(verb, dir = dir.raw_fd(), name = %name.as_os_str().display(), "upper");
+        self.faults.point(verb)
+    }
+}
+
+impl UpperObject {
+    pub fn stat(&self) -> Result<Stat> {
+        match self {
+            Self::Dir(dir) => dir.stat(),
+            Self::Leaf(file) => file.stat(),
+        }
+    }
+
+    pub fn get_xattr(&self, name: &CStr) -> Result<Option<Vec<u8>>> {
+        match self {
+            Self::Dir(dir) => dir.get_own_xattr(name),
+            Self::Leaf(file) => file.get_xattr(name),
+        }
+    }
+}
+
+fn make(dir: &DirMut, name: Name<'_>, mode: u32, new: New<'_>) -> Result<Option<File>> {
+    match new {
+        New::File => dir.create_file(name, OFlags::RDWR, mode).map(Some),
+        New::Dir => dir.create_dir(name, mode).map(|()| None),
+        New::Symlink(target) => dir.symlink(target, name).map(|()| None),
+        New::Node { rdev } => dir.mknod(name, mode, make_device(rdev)).map(|()| None),
+    }
+}
+
+const S_IFCHR: u32 = 0o020_000;
+
+/// A device number as mknod(2) takes it.
+fn make_device((major, minor): (u32, u32)) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
+    ((major & 0xffff_f000) << 32) | ((major & 0xfff) << 8) | ((minor & 0xffff_ff00) << 12) | (minor & 0xff)
+}

@@ -1,0 +1,157 @@
+//! Extended attributes, and the inode flags of `chattr`.
+//!
+//! The overlay's own attributes are hidden; those of an overlay inside this one are escaped on disk. The kernel's
+//! counterpart is `xattrs.c`.
+
+use std::ffi::CString;
+use std::sync::Arc;
+
+use plyfs_format::{Name, xattr};
+use plyfs_sys::{Errno, InodeFlags, XattrFlags};
+
+use crate::Result;
+use crate::copy_up::Depth;
+use crate::node::{Body, Node};
+use crate::object::{Caller, NodeId};
+use crate::overlay::Overlay;
+use crate::upper::UpperObject;
+
+const S_ISGID: u32 = 0o2000;
+
+impl Overlay {
+    /// The value of an attribute.
+    ///
+    /// # Errors
+    /// `ENODATA` where it is absent, also on a layer without attributes; what the layer answers.
+    pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let name = self.name_on_disk(name)?;
+        self.read_xattr(&node, &name)?.ok_or(Errno::NODATA)
+    }
+
+    /// The names of all attributes that the caller may see, each ended by NUL.
+    ///
+    /// # Errors
+    /// What the layer answers.
+    pub fn list_xattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let raw = match self.object_of(&node)? {
+            Located::Upper(UpperObject::Dir(dir)) => dir.list_own_xattrs()?,
+            Located::Upper(UpperObject::Leaf(file)) => file.list_xattrs()?,
+            Located::LowerDir(dir) => dir.list_own_xattrs()?,
+            Located::LowerLeaf(dir, name) => dir.list_xattrs(Name::new(&name).map_err(|_| Errno::IO)?)?,
+        };
+        let mut shown = Vec::with_capacity(raw.len());
+        for name in raw.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if name.starts_with(b"trusted.") && caller.uid != 0 {
+                continue;
+            }
+            if let Some(name) = xattr::unescape(self.namespace, name) {
+                shown.extend_from_slice(&name);
+                shown.push(0);
+            }
+        }
+        Ok(shown)
+    }
+
+    /// Sets an attribute, with the flags of `setxattr(2)`; clears set-group-id if `kill_sgid`.
+    ///
+    /// # Errors
+    /// `EROFS`; `EOPNOTSUPP` for a name that becomes too long; what the upper answers.
+    pub fn set_xattr(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: u32,
+        kill_sgid: bool,
+    ) -> Result<()> {
+        let node = self.node(node)?;
+        let name = self.name_on_disk(name)?;
+        let upper = self.require_upper()?;
+        self.ensure(&node, Depth::Metadata)?;
+        let object = self.upper_object(&node)?;
+        upper.set_xattr(&object, &name, value, XattrFlags::from_bits_retain(flags))?;
+        if kill_sgid {
+            let stat = object.stat()?;
+            upper.chmod(&object, stat.permissions() & !S_ISGID)?;
+        }
+        Ok(())
+    }
+
+    /// Removes an attribute. One that is absent copies nothing up.
+    ///
+    /// # Errors
+    /// `EROFS`; `ENODATA`; what the upper answers.
+    pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
+        let node = self.node(node)?;
+        let name = self.name_on_disk(name)?;
+        let upper = self.require_upper()?;
+        if !node.in_upper() && self.read_xattr(&node, &name)?.is_none() {
+            return Err(Errno::NODATA);
+        }
+        self.ensure(&node, Depth::Metadata)?;
+        upper.remove_xattr(&self.upper_object(&node)?, &name)
+    }
+
+    /// The inode flags (`FS_IOC_GETFLAGS`).
+    ///
+    /// # Errors
+    /// `ENOTTY` where there are none.
+    pub fn inode_flags(&self, node: NodeId) -> Result<u32> {
+        let node = self.node(node)?;
+        match &node.body {
+            Body::Dir(dir) if dir.upper.get().is_some() => Ok(self.upper_dir(&node)?.own_inode_flags()?.0),
+            Body::Dir(_) => Ok(0),
+            Body::Leaf(_) => Ok(self.shared_file(&node)?.inode_flags()?.0),
+        }
+    }
+
+    /// Sets the inode flags (`FS_IOC_SETFLAGS`).
+    ///
+    /// # Errors
+    /// `EROFS`; `ENOTTY`; what the upper answers.
+    pub fn set_inode_flags(&self, node: NodeId, flags: u32) -> Result<()> {
+        let node = self.node(node)?;
+        self.require_upper()?;
+        self.ensure(&node, Depth::ALL)?;
+        match &node.body {
+            Body::Dir(_) => self.upper_dir(&node)?.set_own_inode_flags(InodeFlags(flags)),
+            Body::Leaf(_) => self.shared_file(&node)?.set_inode_flags(InodeFlags(flags)),
+        }
+    }
+
+    /// The name of an attribute on disk.
+    fn name_on_disk(&self, name: &[u8]) -> Result<CString> {
+        let escaped = xattr::escape(self.namespace, name).map_err(|_| Errno::OPNOTSUPP)?;
+        CString::new(escaped.into_owned()).map_err(|_| Errno::INVAL)
+    }
+
+    fn read_xattr(&self, node: &Arc<Node>, name: &CString) -> Result<Option<Vec<u8>>> {
+        match self.object_of(node)? {
+            Located::Upper(object) => object.get_xattr(name),
+            Located::LowerDir(dir) => dir.get_own_xattr(name),
+            Located::LowerLeaf(dir, leaf) => dir.get_xattr(Name::new(&leaf).map_err(|_| Errno::IO)?, name),
+        }
+    }
+
+    fn object_of(&self, node: &Arc<Node>) -> Result<Located> {
+        if node.in_upper() {
+            return self.upper_object(node).map(Located::Upper);
+        }
+        match &node.body {
+            Body::Dir(dir) => Ok(Located::LowerDir(self.lower_dir(dir.lowers.first().ok_or(Errno::IO)?)?)),
+            Body::Leaf(leaf) => {
+                let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
+                Ok(Located::LowerLeaf(self.lower_dir(&lower.dir)?, Arc::clone(&lower.name)))
+            }
+        }
+    }
+}
+
+/// The object that bears a node's attributes.
+enum Located {
+    Upper(UpperObject),
+    LowerDir(Arc<plyfs_sys::Dir>),
+    LowerLeaf(Arc<plyfs_sys::Dir>, crate::node::SharedName),
+}
