@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::thread::CpuSet;
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, raw};
 
 /// The CPUs that a thread may run on.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +67,39 @@ pub fn current_tid() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
+/// Puts a thread, by default the calling one, into the scheduling class `SCHED_IDLE` (sched(7)), in which it runs when
+/// nothing else wants its CPU, or back into the normal one. Going back needs CAP_SYS_NICE or RLIMIT_NICE (`EPERM`).
+pub fn set_idle_class(tid: Option<i32>, idle: bool) -> Result<()> {
+    let policy = if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameter` is a valid structure, which the call reads.
+    raw::check_int(unsafe { libc::sched_setscheduler(tid.unwrap_or(0), policy, &raw const parameter) })
+        .map(drop)
+}
+
+/// The signal of [`interrupt`]: without a handler it is ignored.
+const INTERRUPT: libc::c_int = libc::SIGURG;
+
+/// Makes [`interrupt`] end blocking calls, for the whole process: SIGURG gets a handler that does nothing, without
+/// `SA_RESTART` (sigaction(2)).
+pub fn allow_interrupts() -> Result<()> {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    // SAFETY: an all-zero `sigaction` is valid; the handler touches nothing, and so is safe at any moment.
+    raw::check_int(unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        libc::sigaction(INTERRUPT, &raw const action, std::ptr::null_mut())
+    })
+    .map(drop)
+}
+
+/// Lets a blocking call of a thread of this process end with `EINTR` (tgkill(2)), after [`allow_interrupts`]. A call that is
+/// about to begin is missed.
+pub fn interrupt(tid: i32) -> Result<()> {
+    // SAFETY: sends a signal whose handler does nothing to a thread of this process.
+    raw::check(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, INTERRUPT) }).map(drop)
+}
+
 /// Another task, watched for the CPU it runs on.
 #[derive(Debug)]
 pub struct TaskCpu(OwnedFd);
@@ -112,6 +145,24 @@ mod tests {
         assert_eq!(parse_processor(&line), Some(7));
         assert_eq!(parse_processor(b"12 (a) S 1 2"), None);
         assert_eq!(parse_processor(b""), None);
+    }
+
+    #[test]
+    fn an_interrupted_thread_leaves_its_blocking_call() {
+        allow_interrupts().expect("sigaction");
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+        let (tell, told) = std::sync::mpsc::channel();
+        let blocked = std::thread::spawn(move || {
+            tell.send(current_tid()).expect("send");
+            rustix::io::read(&reader, &mut [0_u8; 1])
+        });
+        let tid = told.recv().expect("tid");
+        while !blocked.is_finished() {
+            interrupt(tid).expect("tgkill");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert_eq!(blocked.join().expect("thread"), Err(Errno::INTR));
+        drop(writer);
     }
 
     #[test]

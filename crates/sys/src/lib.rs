@@ -17,6 +17,7 @@
 //! cross one compares [`Stat::mount_id`].
 
 pub mod affinity;
+pub mod alarm;
 pub mod creds;
 pub mod device;
 mod dir;

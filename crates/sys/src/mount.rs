@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 pub use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
@@ -48,6 +49,22 @@ pub fn unmount(target: &Path) -> Result<()> {
 pub fn unmount_detached(target: &Path) -> Result<()> {
     rustix::mount::unmount(target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
 }
+
+/// A number of the topmost mount at `path` that tells it from what is mounted there later: the kernel never gives it
+/// again (`STATX_MNT_ID_UNIQUE` of statx(2), Linux 6.8), or, before, gives it again only after an unmount. The file system
+/// itself is not asked anything.
+pub fn mount_id(path: &Path) -> Result<u64> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+    let stat = rustix::fs::statx(rustix::fs::CWD, path, flags, wanted)?;
+    if stat.stx_mask & (STATX_MNT_ID_UNIQUE | StatxFlags::MNT_ID.bits()) == 0 {
+        return Err(Errno::NOSYS);
+    }
+    Ok(stat.stx_mnt_id)
+}
+
+/// `STATX_MNT_ID_UNIQUE`.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// Mounts a directory or file a second time at `target`, with the mounts below it if `recursive` (`MS_BIND` of mount(2)).
 pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {

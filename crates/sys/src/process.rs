@@ -1,8 +1,13 @@
-//! The process itself: descriptor limit, session, standard descriptors, anonymous files, prctl(2).
+//! The process itself: forking, descriptor limit, session, standard descriptors, sockets and anonymous files, prctl(2).
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
 
 use crate::{Errno, Result, raw};
@@ -92,4 +97,62 @@ pub fn is_alive(pid: u32) -> bool {
         return false;
     };
     !matches!(rustix::process::test_kill_process(pid), Err(Errno::SRCH))
+}
+
+/// Forks (fork(2)): `None` in the child, its process id in the parent. `EDEADLK` when the process has several threads, of
+/// which the child would have only one, with the locks of the others held for ever.
+pub fn fork() -> Result<Option<u32>> {
+    let threads = std::fs::read_dir("/proc/self/task").map_err(|error| io_errno(&error))?.count();
+    if threads != 1 {
+        return Err(Errno::DEADLK);
+    }
+    // SAFETY: the process has one thread, so that memory and locks of the child are consistent.
+    let pid = raw::check_int(unsafe { libc::fork() })?;
+    Ok(u32::try_from(pid).ok().filter(|&pid| pid != 0))
+}
+
+/// A pair of connected stream sockets, closed on exec (socketpair(2)).
+pub fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+}
+
+/// Waits for a descriptor that the other side of a socket sends (SCM_RIGHTS of unix(7)); `None` if it closes without.
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let mut byte = [0; 1];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    raw::retry(|| {
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let mut messages = ancillary.drain();
+    Ok(messages.find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    }))
+}
+
+fn io_errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_several_threads_is_not_forked() {
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || stopped.recv().is_err());
+        assert_eq!(fork(), Err(Errno::DEADLK));
+        drop(stop);
+        assert!(thread.join().expect("thread"));
+    }
+
+    #[test]
+    fn a_socket_that_closes_without_a_descriptor_gives_none() {
+        let (ours, theirs) = socket_pair().expect("socketpair");
+        drop(theirs);
+        assert!(receive_descriptor(ours.as_fd()).expect("recvmsg").is_none());
+    }
 }
