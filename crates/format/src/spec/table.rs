@@ -72,6 +72,10 @@ pub fn known_names() -> impl Iterator<Item = &'static str> {
 
 /// The known option that `name` was probably meant to be.
 fn nearest(name: &str) -> Option<&'static str> {
+    // No known name is longer, and the distance costs the product of the lengths.
+    if name.len() > 32 {
+        return None;
+    }
     let budget = (name.chars().count() / 3).clamp(1, 3);
     known_names()
         .map(|known| (strsim::damerau_levenshtein(name, known), known))
