@@ -50,7 +50,10 @@ impl DirMarks {
         let names = dir.list_xattrs(name)?;
         let mut marks = Self::from_names(&names, ns, |attr| dir.get_xattr(name, attr))?;
         if !marks.opaque {
-            marks.opaque = has_opaque_marker(&dir.child_dir(name)?)?;
+            marks.opaque = match Name::new(oci::OPAQUE_MARKER) {
+                Ok(marker) => dir.has_entry_in(name, marker)?,
+                Err(_) => false,
+            };
         }
         Ok(marks)
     }

@@ -105,6 +105,17 @@ impl Dir {
         statx_at(&self.fd, name.as_bytes())
     }
 
+    /// Whether the directory `name` has an entry `entry` (statx(2)). One system call; the caller has seen that `name` is a
+    /// directory. Should it have become a symbolic link, the answer is about where that leads, and nothing is opened.
+    pub fn has_entry_in(&self, name: Name<'_>, entry: Name<'_>) -> Result<bool> {
+        let path = [name.as_bytes(), b"/", entry.as_bytes()].concat();
+        match statx_at(&self.fd, path.as_slice()) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT | Errno::NAMETOOLONG) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The attributes of what lies at `rel` beneath this directory, following no symbolic link (openat2(2), statx(2)).
     pub fn stat_path(&self, rel: &RelPath) -> Result<Stat> {
         if rel.is_root() {
