@@ -2,7 +2,7 @@
 //! limit. Output is passed on as it comes and kept. Owns no policy about what to run.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,6 +57,30 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Outcome> {
     }
     let lines = std::mem::take(&mut *lines.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(Outcome { status, lines })
+}
+
+/// Like [`run`], without output of its own; what a failing child printed is shown.
+pub fn run_silent(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    let shown = format!("{command:?}");
+    // A file, not a pipe: a daemon inherits its starter's output and would keep a pipe open.
+    let mut output = tempfile::tempfile().context("temporary file")?;
+    let (out, err) = (output.try_clone(), output.try_clone());
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(out.context("temporary file")?)
+        .stderr(err.context("temporary file")?)
+        .process_group(0)
+        .spawn()
+        .with_context(|| format!("cannot run {shown}"))?;
+    let status = wait(&mut child, limit).with_context(|| shown.clone())?;
+    let mut text = Vec::new();
+    output.rewind().and_then(|()| output.read_to_end(&mut text)).context("temporary file")?;
+    let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
+    let outcome = Outcome { status, lines };
+    if !outcome.success() {
+        outcome.lines.iter().for_each(|line| eprintln!("{line}"));
+    }
+    Ok(outcome)
 }
 
 /// Prints each line of `pipe` and adds it to `lines`, in a thread that ends with the pipe.

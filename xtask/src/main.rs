@@ -3,6 +3,7 @@
 //! Each command is a module; this file only names them. Continuous integration (`.ci/run`) calls the
 //! same `test` command that a person runs.
 
+mod bench;
 mod child;
 mod gate;
 mod layering;
@@ -34,6 +35,8 @@ enum Command {
     Layering,
     /// Check licences, banned crates and sources of all dependencies against deny.toml
     Deny,
+    /// Measure plyfs beside the kernel's overlay, fuse-overlayfs and a plain directory
+    Bench(bench::BenchArgs),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Size => size::run(),
         Command::Layering => layering::run(),
         Command::Deny => policy::run(),
+        Command::Bench(args) => bench::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {
