@@ -12,6 +12,7 @@ use plyfs_sys::{DirMut, Errno, File, RenameFlags, Stat, XattrFlags};
 use crate::Result;
 use crate::copy_up::Depth;
 use crate::directory::{DirBody, UpperDir};
+use crate::listing::Listing;
 use crate::lookup::check_name;
 use crate::merge::{Found, Object};
 use crate::node::{Body, Leaf, Node, SharedName, UpperLeaf};
@@ -138,23 +139,31 @@ impl Overlay {
         let shared: SharedName = name.into();
         let _change = dir.change.lock();
         let fd = self.upper_dir(&parent)?;
-        let over_whiteout = self.check_free(&parent, dir, &fd, &shared)?;
-        let made = if over_whiteout {
-            self.make_over_whiteout(upper, &fd, checked, wanted)?
+        let free = if nothing_below(dir, self.table.hash_name(name), name) {
+            Free::Plain
         } else {
-            self.make_directly(upper, dir, &fd, checked, wanted)?
+            self.check_free(&parent, dir, &fd, &shared)?
         };
-        Ok(self.adopt_made(&parent, dir, shared, made))
+        let made = match free {
+            Free::Whiteout => self.make_over_whiteout(upper, &fd, checked, wanted)?,
+            free => match self.make_directly(upper, dir, &fd, checked, wanted, free) {
+                Err(Errno::EXIST) if self.check_free(&parent, dir, &fd, &shared)? == Free::Whiteout => {
+                    self.make_over_whiteout(upper, &fd, checked, wanted)?
+                }
+                made => made?,
+            },
+        };
+        Ok(self.adopt_made(&parent, dir, &shared, made))
     }
 
-    /// Whether a whiteout has the name; `EEXIST` if something visible has it.
+    /// What is in the way of a new object; `EEXIST` if something visible is.
     pub(crate) fn check_free(
         &self,
         parent: &Node,
         dir: &DirBody,
         fd: &DirMut,
         name: &SharedName,
-    ) -> Result<bool> {
+    ) -> Result<Free> {
         if dir.state.lock().removed {
             return Err(Errno::NOENT);
         }
@@ -163,20 +172,20 @@ impl Overlay {
             return Err(Errno::EXIST);
         }
         match fd.stat_at(Name::new(name).map_err(|_| Errno::INVAL)?) {
-            Ok(stat) if stat.is_whiteout() => Ok(true),
+            Ok(stat) if stat.is_whiteout() => Ok(Free::Whiteout),
             Ok(_) => Err(Errno::EXIST),
-            Err(Errno::NOENT) if self.is_hidden_or_absent_below(dir, fd, name)? => Ok(false),
-            Err(Errno::NOENT) => Err(Errno::EXIST),
+            Err(Errno::NOENT) if !self.lower_has(dir, name)? => Ok(Free::Plain),
+            Err(Errno::NOENT) => {
+                let possible = dir.upper.get().is_some_and(|upper| upper.oci_marks.possible());
+                let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
+                if possible && whiteout::is_marked(fd, checked)? {
+                    Ok(Free::Marked)
+                } else {
+                    Err(Errno::EXIST)
+                }
+            }
             Err(error) => Err(error),
         }
-    }
-
-    fn is_hidden_or_absent_below(&self, dir: &DirBody, fd: &DirMut, name: &SharedName) -> Result<bool> {
-        if !self.lower_has(dir, name)? {
-            return Ok(true);
-        }
-        let marks = dir.upper.get().is_some_and(|upper| upper.oci_marks);
-        Ok(marks && whiteout::is_marked(fd, Name::new(name).map_err(|_| Errno::INVAL)?)?)
     }
 
     fn make_directly(
@@ -186,6 +195,7 @@ impl Overlay {
         fd: &Arc<DirMut>,
         name: Name<'_>,
         wanted: Wanted<'_>,
+        free: Free,
     ) -> Result<Made> {
         let file = upper.create(wanted.caller, fd, name, wanted.mode, wanted.new)?;
         let stat = match &file {
@@ -193,11 +203,16 @@ impl Overlay {
             None => fd.stat_at(name)?,
         };
         let mut opaque = false;
-        if matches!(wanted.new, New::Dir) && !dir.lowers.is_empty() && !self.features.allow_offline_changes {
-            // Spares later lookups the lower layers; nothing is there to be hidden.
+        let spares_lookups = !dir.lowers.is_empty() && !self.features.allow_offline_changes;
+        if matches!(wanted.new, New::Dir) && (spares_lookups || free == Free::Marked) {
             let made = UpperObject::Dir(Arc::new(fd.child_mut(name)?));
             match self.set_private(&made, Private::Opaque, b"y") {
                 Ok(()) => opaque = true,
+                // Only a `.wh.` mark has something to hide that would show; else it spares later lookups the layers.
+                Err(error) if free == Free::Marked => {
+                    upper.rmdir(fd, name)?;
+                    return Err(error);
+                }
                 Err(error) => tracing::debug!(%error, "a new directory stays transparent"),
             }
         }
@@ -281,12 +296,12 @@ impl Overlay {
         &self,
         parent: &Arc<Node>,
         dir: &DirBody,
-        name: SharedName,
+        name: &SharedName,
         made: Made,
     ) -> (Entry, Arc<Node>, Option<Arc<File>>) {
         let stat = made.stat;
         let object = if stat.is_dir() {
-            let upper = Box::new(UpperDir::made(made.opaque, false, false));
+            let upper = Box::new(UpperDir::made(made.opaque, false));
             Object::Dir { lowers: Vec::new(), upper: Some(upper) }
         } else {
             Object::UpperLeaf { upper: UpperLeaf::whole(stat.ino), lower: None }
@@ -296,8 +311,8 @@ impl Overlay {
         let node = {
             let mut state = dir.state.lock();
             state.generation += 1;
-            self.list_upper(&mut state, &name, &stat);
-            self.make_node(parent, &mut state, &name, found)
+            self.list_upper(&mut state, name, &stat);
+            self.make_node(parent, &mut state, name, found)
         };
         if let (Body::Leaf(leaf), Some(file)) = (&node.body, &file) {
             let mut shared: parking_lot::MutexGuard<'_, _> = Mutex::lock(&leaf.shared);
@@ -305,6 +320,30 @@ impl Overlay {
         }
         (Entry { node: node.id, attr: self.compose(&node, &stat) }, node, file)
     }
+}
+
+/// Whether the name is known to be free without asking the layers: nothing is merged here, or a listing does not have it.
+/// What upper has all the same (a whiteout) makes the creation fail.
+fn nothing_below(dir: &DirBody, hash: u64, name: &[u8]) -> bool {
+    let state = dir.state.lock();
+    if state.removed {
+        return false;
+    }
+    let unlisted =
+        state.listing.as_ref().is_some_and(|listing| listing.get(Listing::cookie(hash), name).is_none());
+    let marks = dir.upper.get().is_none_or(|upper| upper.oci_marks.possible());
+    dir.lowers.is_empty() || (unlisted && !marks)
+}
+
+/// What is in the way of a new object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Free {
+    /// Nothing.
+    Plain,
+    /// A whiteout, to be replaced.
+    Whiteout,
+    /// A `.wh.` mark in upper that hides something below: a new directory must hide it itself.
+    Marked,
 }
 
 /// What a new object takes from its parent.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use plyfs_sys::DirMut;
 
 use crate::fd_cache::Slot;
-use crate::layer::LayerDir;
+use crate::layer::{LayerDir, OciMarks};
 use crate::listing::Listing;
 use crate::node::Node;
 use crate::object::NodeId;
@@ -39,8 +39,8 @@ pub(crate) struct UpperDir {
     pub opaque: AtomicBool,
     /// Entries may be copies of lower objects, so their `origin` must be asked for. Atomic; only ever set.
     pub impure: AtomicBool,
-    /// The upper directory held `.wh.` files when it was found. Immutable.
-    pub oci_marks: bool,
+    /// Whether it holds `.wh.` names; this mount makes none.
+    pub oci_marks: OciMarks,
     /// The redirect recorded on disk.
     pub redirect: Mutex<Option<Box<[u8]>>>,
     /// The descriptor once the directory has no name, so that it cannot be reopened by path.

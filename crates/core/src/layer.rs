@@ -4,7 +4,7 @@
 //! `upper.rs`. The kernel's counterparts are `struct ovl_layer` and `struct ovl_path`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use plyfs_format::{Name, RelPath};
 use plyfs_sys::Dir;
@@ -34,12 +34,35 @@ pub(crate) struct LayerDir {
     pub path: RelPath,
     /// Zero-size files with the whiteout attribute are whiteouts here (`opaque` is `x`).
     pub xwhiteouts: bool,
+    /// Whether it holds `.wh.` names, once a listing told. Only ever set.
+    pub oci_marks: OciMarks,
     slot: Slot<Dir>,
+}
+
+/// Whether a directory may hold names that start with `.wh.`: such a name hides another one from the layers below.
+#[derive(Debug, Default)]
+pub(crate) struct OciMarks(OnceLock<bool>);
+
+impl OciMarks {
+    /// A directory that is known to hold none.
+    pub fn none() -> Self {
+        Self(OnceLock::from(false))
+    }
+
+    /// Whether each name has to be asked for its mark.
+    pub fn possible(&self) -> bool {
+        self.0.get().copied().unwrap_or(true)
+    }
+
+    /// Notes what a complete listing of the directory showed.
+    pub fn learn(&self, any: bool) {
+        self.0.get_or_init(|| any);
+    }
 }
 
 impl LayerDir {
     pub fn new(layer: u16, path: RelPath, xwhiteouts: bool) -> Self {
-        Self { layer, path, xwhiteouts, slot: Slot::empty() }
+        Self { layer, path, xwhiteouts, oci_marks: OciMarks::default(), slot: Slot::empty() }
     }
 
     /// The directory's descriptor; resolved beneath the layer, through no symlink.

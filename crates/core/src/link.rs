@@ -9,6 +9,7 @@ use plyfs_sys::{DirMut, Errno, RenameFlags};
 
 use crate::Result;
 use crate::copy_up::Depth;
+use crate::create::Free;
 use crate::lookup::check_name;
 use crate::node::{Body, Leaf, Node, SharedName};
 use crate::object::{Entry, NodeId};
@@ -41,11 +42,11 @@ impl Overlay {
         let shared: SharedName = name.into();
         let _change = dir.change.lock();
         let fd = self.upper_dir(&parent)?;
-        let over_whiteout = self.check_free(&parent, dir, &fd, &shared)?;
+        let free = self.check_free(&parent, dir, &fd, &shared)?;
         if self.has_origin(&node, leaf) {
             self.mark_impure(&parent)?;
         }
-        link_at(upper, &file, &fd, checked, over_whiteout)?;
+        link_at(upper, &file, &fd, checked, free == Free::Whiteout)?;
         let stat = file.stat()?;
         self.table.add_link(stat.ino, node.id);
         let mut state = dir.state.lock();

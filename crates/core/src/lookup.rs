@@ -77,7 +77,7 @@ impl Overlay {
                 Err(error) => return Err(error),
             };
             let stat = found.stat;
-            if let Some(node) = self.adopt(parent, dir, name, found, generation) {
+            if let Some(node) = self.adopt(parent, dir, &name, found, generation) {
                 return Ok(Some((node, stat)));
             }
         }
@@ -109,7 +109,7 @@ impl Overlay {
         &self,
         parent: &Arc<Node>,
         dir: &DirBody,
-        name: SharedName,
+        name: &SharedName,
         found: Found,
         generation: u64,
     ) -> Option<Arc<Node>> {
@@ -117,10 +117,10 @@ impl Overlay {
         if state.generation != generation {
             return None;
         }
-        if let Some(node) = self.acquire_child(&state, parent.id, &name) {
+        if let Some(node) = self.acquire_child(&state, parent.id, name) {
             return Some(node);
         }
-        Some(self.make_node(parent, &mut state, &name, found))
+        Some(self.make_node(parent, &mut state, name, found))
     }
 
     /// Makes a node under a name that has none; counts one lookup, and one of the parent for the child.

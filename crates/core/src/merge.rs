@@ -73,7 +73,7 @@ impl Overlay {
         if whiteout::is_reserved(checked) {
             return Ok(Resolution::Absent);
         }
-        if dir.lowers.len() > DEEP {
+        if dir.lowers.len() > DEEP || dir.state.lock().listing.is_some() {
             return self.resolve_listed(parent, dir, name);
         }
         if let Some(upper) = dir.upper.get() {
@@ -151,7 +151,8 @@ impl Overlay {
         let stat = match fd.stat_at(name) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
-                let marked = upper.oci_marks && whiteout::is_marked(&fd, name)?;
+                let merged = !dir.lowers.is_empty();
+                let marked = merged && upper.oci_marks.possible() && whiteout::is_marked(&fd, name)?;
                 return Ok(marked.then_some(Resolution::Whiteout));
             }
             Err(error) => return Err(error),
@@ -197,7 +198,8 @@ impl Overlay {
     ) -> Result<Found> {
         let mut ino = self.upper_ino(stat.ino);
         let mut lower = None;
-        if impure {
+        // Most files have no attributes at all: one call tells, where asking for each would take two.
+        if impure && !fd.list_xattrs(name)?.is_empty() {
             if let Some(origin) = self.origin_ino(fd, name)? {
                 ino = origin;
             }
@@ -247,7 +249,11 @@ impl Overlay {
             let fd = lower.open(&self.lowers, &self.cache)?;
             let stat = match fd.stat_at(checked) {
                 Ok(stat) => stat,
-                Err(Errno::NOENT) if !last && whiteout::is_marked(&fd, checked)? => break,
+                Err(Errno::NOENT)
+                    if !last && lower.oci_marks.possible() && whiteout::is_marked(&fd, checked)? =>
+                {
+                    break;
+                }
                 Err(Errno::NOENT) => continue,
                 Err(error) => return Err(error),
             };

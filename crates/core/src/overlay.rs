@@ -17,7 +17,7 @@ use crate::error::AssembleError;
 use crate::fd_cache::{FdCache, Slot};
 use crate::handle::Handles;
 use crate::ino::{FsIndex, InoSpace};
-use crate::layer::{LayerDir, LowerLayer};
+use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::node::{Body, Node};
 use crate::probe;
 use crate::readdir::ListingBudget;
@@ -238,16 +238,20 @@ pub(crate) fn directory_error(role: &'static str, path: &Path, errno: Errno) -> 
 impl UpperDir {
     /// A directory found in upper, with what its attributes say.
     pub(crate) fn found(marks: &DirMarks, redirect: Option<Box<[u8]>>) -> Self {
-        Self { redirect: Mutex::new(redirect), ..Self::made(marks.opaque, marks.impure, true) }
+        Self {
+            redirect: Mutex::new(redirect),
+            oci_marks: OciMarks::default(),
+            ..Self::made(marks.opaque, marks.impure)
+        }
     }
 
     /// A directory that this mount just made.
-    pub(crate) fn made(opaque: bool, impure: bool, oci_marks: bool) -> Self {
+    pub(crate) fn made(opaque: bool, impure: bool) -> Self {
         Self {
             slot: Slot::empty(),
             opaque: opaque.into(),
             impure: impure.into(),
-            oci_marks,
+            oci_marks: OciMarks::none(),
             redirect: Mutex::new(None),
             removed: std::sync::OnceLock::new(),
         }

@@ -118,8 +118,7 @@ impl Overlay {
                 let adopted = match self.resolve_entry(parent, dir, listed)? {
                     Resolution::Found(found) => {
                         let stat = found.stat;
-                        self.adopt(parent, dir, Arc::clone(&listed.name), found, generation)
-                            .map(|node| (node, stat))
+                        self.adopt(parent, dir, &listed.name, found, generation).map(|node| (node, stat))
                     }
                     _ => None,
                 };
@@ -194,11 +193,15 @@ impl Overlay {
         };
         if dir.upper.get().is_some() {
             let fd = self.upper_dir(node)?;
-            merge.add_layer(&fd, 0, false)?;
+            let marked = merge.add_layer(&fd, 0, false)?;
+            if let Some(upper) = dir.upper.get() {
+                upper.oci_marks.learn(marked);
+            }
         }
         for (position, lower) in dir.lowers.iter().enumerate() {
             let source = u16::try_from(position + 1).map_err(|_| Errno::OVERFLOW)?;
-            merge.add_layer(&*self.lower_dir(lower)?, source, lower.xwhiteouts)?;
+            let marked = merge.add_layer(&*self.lower_dir(lower)?, source, lower.xwhiteouts)?;
+            lower.oci_marks.learn(marked);
         }
         Ok(merge.listing)
     }
@@ -289,7 +292,8 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn add_layer(&mut self, dir: &Dir, source: u16, xwhiteouts: bool) -> Result<()> {
+    /// Adds what a layer shows; says whether it holds `.wh.` names.
+    fn add_layer(&mut self, dir: &Dir, source: u16, xwhiteouts: bool) -> Result<bool> {
         let mut failure = None;
         let mut lister = dir.list()?;
         lister.for_each(|raw| match self.add(dir, &raw, source, xwhiteouts) {
@@ -299,10 +303,11 @@ impl Merge<'_> {
                 ControlFlow::Break(())
             }
         })?;
+        let marked = !self.layer_hidden.is_empty();
         for name in std::mem::take(&mut self.layer_hidden) {
             self.hide(name);
         }
-        failure.map_or(Ok(()), Err)
+        failure.map_or(Ok(marked), Err)
     }
 
     fn add(&mut self, dir: &Dir, raw: &plyfs_sys::RawEntry<'_>, source: u16, xwhiteouts: bool) -> Result<()> {

@@ -60,7 +60,7 @@ impl Overlay {
             let name = Name::new(&place.name).map_err(|_| Errno::IO)?;
             upper.rename(&upper.work, temporary, to, name, RenameFlags::NOREPLACE)
         })?;
-        let made = UpperDir::made(false, false, false);
+        let made = UpperDir::made(false, false);
         made.slot.put(&self.cache, staged);
         if dir.upper.set(Box::new(made)).is_err() {
             return Err(Errno::IO);
