@@ -62,6 +62,26 @@ impl Overlay {
         Ok(self.compose(&node, &self.with_data_blocks(&node, stat)?))
     }
 
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// `EINVAL` for what is no link; what the layer answers.
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let Body::Leaf(leaf) = &node.body else { return Err(Errno::INVAL) };
+        if node.kind != FileKind::Symlink {
+            return Err(Errno::INVAL);
+        }
+        if node.in_upper() {
+            return match self.upper_object(&node)? {
+                UpperObject::Leaf(link) => plyfs_sys::readlink_self(&*link),
+                UpperObject::Dir(_) => Err(Errno::INVAL),
+            };
+        }
+        let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
+        self.lower_dir(&lower.dir)?.readlink(Name::new(&lower.name).map_err(|_| Errno::IO)?)
+    }
+
     /// What the file system holds and has left: the upper's, or the topmost layer's.
     ///
     /// # Errors

@@ -1,0 +1,227 @@
+//! Putting a connection into the tree and taking it out again.
+//!
+//! Owns mount(2) for whoever may call it (root, or CAP_SYS_ADMIN of a user namespace), fusermount3(1) for everybody
+//! else, and the identity of what was mounted: only that is ever unmounted, never what somebody mounted over it since.
+
+use std::ffi::CString;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use plyfs_sys::{Errno, device, mount};
+
+use crate::options::{Flags, MountOptions};
+
+/// Why mounting failed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum MountError {
+    #[error("cannot open /dev/fuse: {0}")]
+    Device(#[source] Errno),
+    #[error("cannot mount on {target}: {source}")]
+    Mount { target: PathBuf, source: Errno },
+    #[error("{path} is no directory to mount on: {source}")]
+    Target { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot mount on {target}: this user may not, and neither fusermount3 nor fusermount can be run ({source})"
+    )]
+    NoFusermount { target: PathBuf, source: io::Error },
+    #[error("cannot mount on {target}: {message}")]
+    Fusermount { target: PathBuf, message: String },
+    #[error(transparent)]
+    TooOld(#[from] crate::init::TooOld),
+    #[error("the kernel closed the connection before it was set up")]
+    Closed,
+    #[error("the connection could not be set up: {0}")]
+    Handshake(#[source] Errno),
+}
+
+/// What is mounted where.
+#[derive(Clone, Debug)]
+pub struct Mounted {
+    target: PathBuf,
+    /// The number of the mount; `None` if the kernel does not tell.
+    id: Option<u64>,
+    by_fusermount: bool,
+}
+
+/// What became of an attempt to unmount.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unmounted {
+    /// It is out of the tree now.
+    Now,
+    /// It was not there any more, or something else lies on it: nothing was done.
+    NotOurs,
+    /// It is in use.
+    Busy,
+}
+
+/// Opens a connection and mounts it on the directory `target`.
+///
+/// # Errors
+/// [`MountError`].
+pub fn mount(target: &Path, options: &MountOptions) -> Result<(OwnedFd, Mounted), MountError> {
+    let as_target = |source| MountError::Target { path: target.to_owned(), source };
+    let target = target.canonicalize().map_err(as_target)?;
+    if !target.is_dir() {
+        return Err(as_target(io::Error::from(Errno::NOTDIR)));
+    }
+    let (device, by_fusermount) = match mount_directly(&target, options) {
+        Ok(device) => (device, false),
+        Err(MountError::Mount { source: Errno::PERM, .. } | MountError::Device(Errno::ACCESS)) => {
+            (mount_by_fusermount(&target, options)?, true)
+        }
+        Err(error) => return Err(error),
+    };
+    let id = mount::mount_id(&target).ok();
+    Ok((device, Mounted { target, id, by_fusermount }))
+}
+
+impl Mounted {
+    /// The directory.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Takes it out of the tree, if it is still there and on top; with `detach` even while it is in use.
+    ///
+    /// # Errors
+    /// The reason why it could not be unmounted, other than [`Unmounted::Busy`].
+    pub fn unmount(&self, detach: bool) -> io::Result<Unmounted> {
+        if self.id.is_none() || mount::mount_id(&self.target).ok() != self.id {
+            return Ok(Unmounted::NotOurs);
+        }
+        if self.by_fusermount {
+            return unmount_by_fusermount(&self.target, detach);
+        }
+        let done = if detach { mount::unmount_detached(&self.target) } else { mount::unmount(&self.target) };
+        match done {
+            Ok(()) => Ok(Unmounted::Now),
+            Err(Errno::BUSY) => Ok(Unmounted::Busy),
+            Err(Errno::INVAL | Errno::NOENT) => Ok(Unmounted::NotOurs),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+fn mount_directly(target: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let device = device::open_dev_fuse().map_err(MountError::Device)?;
+    let source = CString::new(options.source.as_str()).unwrap_or_else(|_| c"plyfs".to_owned());
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let mut data = format!("rootmode=40000,user_id={uid},group_id={gid},default_permissions");
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    mount::mount_fuse(
+        device.as_fd(),
+        &source,
+        target,
+        &options.subtype,
+        mount_flags(options.flags),
+        data.as_bytes(),
+    )
+    .map_err(|source| MountError::Mount { target: target.to_owned(), source })?;
+    Ok(device)
+}
+
+fn mount_flags(flags: Flags) -> mount::MountFlags {
+    use mount::MountFlags as M;
+    let mut all = M::empty();
+    all.set(M::RDONLY, flags.read_only);
+    all.set(M::NOSUID, flags.nosuid);
+    all.set(M::NODEV, flags.nodev);
+    all.set(M::NOEXEC, flags.noexec);
+    all.set(M::NOATIME, flags.noatime);
+    all.set(M::NODIRATIME, flags.nodiratime);
+    all.set(M::RELATIME, flags.relatime);
+    all.set(M::STRICTATIME, flags.strictatime);
+    all.set(M::SYNCHRONOUS, flags.sync);
+    all.set(M::DIRSYNC, flags.dirsync);
+    all
+}
+
+/// The protocol of libfuse's helper: it mounts, and sends the connection over the socket whose number the environment
+/// names. It gets the socket as its standard input, which needs no change of descriptor flags.
+fn mount_by_fusermount(target: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
+    let io = |source| MountError::NoFusermount { target: target.to_owned(), source };
+    let (ours, theirs) = plyfs_sys::process::socket_pair().map_err(|errno| io(errno.into()))?;
+    let mut child = spawn_fusermount(|command| {
+        let socket = theirs.try_clone()?;
+        command.arg("-o").arg(fusermount_options(options)).arg("--").arg(target);
+        command.env("_FUSE_COMMFD", "0").stdin(Stdio::from(socket)).stderr(Stdio::piped());
+        Ok(())
+    })
+    .map_err(io)?;
+    drop(theirs);
+    let device = plyfs_sys::process::receive_descriptor(ours.as_fd());
+    let mut message = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr.read_to_string(&mut message).map_err(io)?;
+    }
+    let status = child.wait().map_err(io)?;
+    match device {
+        Ok(Some(device)) if status.success() => Ok(device),
+        _ => {
+            let message = message.trim().to_owned();
+            let message = if message.is_empty() { format!("fusermount3 failed ({status})") } else { message };
+            Err(MountError::Fusermount { target: target.to_owned(), message })
+        }
+    }
+}
+
+fn unmount_by_fusermount(target: &Path, detach: bool) -> io::Result<Unmounted> {
+    let child = spawn_fusermount(|command| {
+        command.arg("-u").args(detach.then_some("-z")).arg("--").arg(target);
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        Ok(())
+    })?;
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        return Ok(Unmounted::Now);
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if message.contains("busy") { Ok(Unmounted::Busy) } else { Err(io::Error::other(message)) }
+}
+
+/// fusermount3, or where there is none, fusermount.
+fn spawn_fusermount(prepare: impl Fn(&mut Command) -> io::Result<()>) -> io::Result<std::process::Child> {
+    let spawn = |program| {
+        let mut command = Command::new(program);
+        prepare(&mut command)?;
+        command.spawn()
+    };
+    match spawn("fusermount3") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => spawn("fusermount"),
+        other => other,
+    }
+}
+
+fn fusermount_options(options: &MountOptions) -> String {
+    let flags = options.flags;
+    let escape = |text: &str| text.replace('\\', "\\\\").replace(',', "\\,");
+    let mut all = format!(
+        "default_permissions,fsname={},subtype={}",
+        escape(&options.source),
+        escape(&options.subtype)
+    );
+    let words = [
+        (options.allow_other, "allow_other"),
+        (flags.read_only, "ro"),
+        // Set by fusermount for everybody but root anyway.
+        (flags.nosuid, "nosuid"),
+        (flags.nodev, "nodev"),
+        (flags.noexec, "noexec"),
+        (flags.noatime, "noatime"),
+        (flags.nodiratime, "nodiratime"),
+        (flags.sync, "sync"),
+        (flags.dirsync, "dirsync"),
+    ];
+    for (_, word) in words.into_iter().filter(|(chosen, _)| *chosen) {
+        all.push(',');
+        all.push_str(word);
+    }
+    all
+}

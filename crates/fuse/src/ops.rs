@@ -1,0 +1,368 @@
+//! The operations: decoded request → engine → body of the answer, a few lines each.
+//!
+//! Owns the translation between the protocol's values and the engine's, nothing else: policy is the engine's, the data
+//! path of open files `iomode`'s, and sending is `reply`'s.
+
+use plyfs_core::{Attr, Caller, Data, Entry, HandleId, NodeId, Opened, Overlay, SetAttr, Time, TimeSet};
+use plyfs_sys::Errno;
+
+use crate::abi::{FMODE_EXEC, SetAttrValid};
+use crate::channel::{Channel, Memory};
+use crate::encode::{self, Timeouts};
+use crate::ioctl;
+use crate::iomode::IoModes;
+use crate::listing::Listing;
+use crate::notify;
+use crate::reply::{Answer, OpenGiven, Outcome};
+use crate::request::{CopyFileRangeIn, Header, Request, SetAttrIn};
+use crate::wire::Output;
+
+/// What the operations work on.
+pub struct Operations {
+    /// The engine.
+    pub overlay: Overlay,
+    /// Where the data of open files comes from.
+    pub modes: IoModes,
+    /// How long the kernel remembers.
+    pub timeouts: Timeouts,
+    /// The kernel collects writes: it reads through descriptors opened for writing and places appends itself.
+    pub writeback: bool,
+    /// `false` answers fsync once for ever.
+    pub fsync: bool,
+}
+
+const O_ACCMODE: u32 = 0o3;
+const O_WRONLY: u32 = 0o1;
+const O_RDWR: u32 = 0o2;
+const O_TRUNC: u32 = 0o1000;
+const O_APPEND: u32 = 0o2000;
+
+impl Operations {
+    /// Carries out a request other than READ, INIT and DESTROY.
+    pub fn perform(
+        &self,
+        channel: &Channel,
+        header: &Header,
+        request: Request<'_>,
+        out: &mut Output,
+    ) -> Outcome {
+        let node = NodeId(header.node);
+        match request {
+            Request::Lookup { .. }
+            | Request::Symlink { .. }
+            | Request::MkNod { .. }
+            | Request::MkDir { .. }
+            | Request::Unlink { .. }
+            | Request::RmDir { .. }
+            | Request::Rename { .. }
+            | Request::Link { .. } => self.name(header, node, request, out),
+            Request::Open { flags, kill_priv } => self.open(channel, header, node, flags, kill_priv, out),
+            Request::Create { .. } | Request::TmpFile { .. } => self.create(header, node, request, out),
+            Request::Write { .. }
+            | Request::Release { .. }
+            | Request::Fsync { .. }
+            | Request::Fallocate { .. }
+            | Request::Lseek { .. }
+            | Request::CopyFileRange(_) => self.file(node, request, out),
+            Request::SetXattr { .. }
+            | Request::GetXattr { .. }
+            | Request::ListXattr { .. }
+            | Request::RemoveXattr { .. } => self.xattr(header, node, &request, out),
+            _ => self.node(header, node, request, out),
+        }
+    }
+
+    /// READ: the data goes to `memory`'s payload.
+    pub fn read(&self, handle: u64, offset: u64, size: u32, memory: &mut Memory) -> Outcome {
+        let size = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+        self.overlay.read(HandleId(handle), offset, memory.payload(size)).map(Answer::Data)
+    }
+
+    /// Takes back what an answer gave that nobody took.
+    pub fn take_back(&self, given: Answer, out: &Output) {
+        match given {
+            Answer::Entry(node) => self.overlay.forget(node, 1),
+            Answer::Open(open) => self.release(open),
+            Answer::EntryAndOpen(open) => {
+                self.release(open);
+                self.overlay.forget(open.node, 1);
+            }
+            Answer::Listing => Listing::nodes(out.as_bytes()).for_each(|node| self.overlay.forget(node, 1)),
+            Answer::Body | Answer::Data(_) | Answer::Silence => {}
+        }
+    }
+}
+
+/// Operations on names.
+impl Operations {
+    fn name(&self, header: &Header, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+        let overlay = &self.overlay;
+        match request {
+            Request::Lookup { name } => match overlay.lookup(node, name)? {
+                Some(entry) => Ok(self.entry(&entry, out)),
+                // With no time to remember it for, the kernel must not be left with a negative name at all.
+                None if self.timeouts.negative.is_zero() => Err(Errno::NOENT),
+                None => {
+                    encode::absent(out, &self.timeouts);
+                    Ok(Answer::Body)
+                }
+            },
+            Request::Symlink { name, target } => {
+                Ok(self.entry(&overlay.symlink(&caller(header, 0), node, name, target)?, out))
+            }
+            Request::MkNod { name, mode, rdev, umask } => {
+                let rdev = encode::split_device_number(rdev);
+                Ok(self.entry(&overlay.mknod(&caller(header, umask), node, name, mode, rdev)?, out))
+            }
+            Request::MkDir { name, mode, umask } => {
+                Ok(self.entry(&overlay.mkdir(&caller(header, umask), node, name, mode)?, out))
+            }
+            Request::Link { node: existing, name } => {
+                Ok(self.entry(&overlay.link(NodeId(existing), node, name)?, out))
+            }
+            Request::Unlink { name } => overlay.unlink(node, name).map(done),
+            Request::RmDir { name } => overlay.rmdir(node, name).map(done),
+            Request::Rename { name, new_parent, new_name, flags } => {
+                overlay.rename(node, name, NodeId(new_parent), new_name, flags).map(done)
+            }
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    fn entry(&self, entry: &Entry, out: &mut Output) -> Answer {
+        encode::entry(out, entry, &self.timeouts);
+        Answer::Entry(entry.node)
+    }
+}
+
+/// Operations on open files.
+impl Operations {
+    fn open(
+        &self,
+        channel: &Channel,
+        header: &Header,
+        node: NodeId,
+        flags: u32,
+        kill_priv: bool,
+        out: &mut Output,
+    ) -> Outcome {
+        let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
+        let given = OpenGiven { node, handle: opened.handle, writes: writes(flags) };
+        // A truncated file's attributes are dropped by the kernel itself.
+        if self.opened(&opened, given, out) && flags & O_TRUNC == 0 {
+            // Before the answer: no program can have mapped the file yet.
+            if let Err(errno) = notify::attributes_changed(channel, node) {
+                tracing::warn!(%errno, node = node.0, "the kernel could not be told to ask for attributes again");
+            }
+        }
+        Ok(Answer::Open(given))
+    }
+
+    fn create(&self, header: &Header, parent: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+        let (flags, result) = match request {
+            Request::Create { name, flags, mode, umask } => {
+                let caller = caller(header, umask);
+                (flags, self.overlay.create(&caller, parent, name, mode, self.open_flags(flags)))
+            }
+            Request::TmpFile { flags, mode, umask } => {
+                let caller = caller(header, umask);
+                (flags, self.overlay.tmpfile(&caller, parent, mode, self.open_flags(flags)))
+            }
+            _ => return Err(Errno::NOSYS),
+        };
+        let (entry, opened) = result?;
+        // The open of a new file may write whatever its flags say; its attributes are never remembered from before.
+        let given = OpenGiven { node: entry.node, handle: opened.handle, writes: writes(flags) };
+        encode::entry(out, &entry, &self.timeouts);
+        self.opened(&opened, given, out);
+        Ok(Answer::EntryAndOpen(given))
+    }
+
+    /// Writes the answer to an open; `true` when attributes remembered before no longer hold.
+    fn opened(&self, opened: &Opened, given: OpenGiven, out: &mut Output) -> bool {
+        let shareable = match &opened.data {
+            Data::Shareable(shareable) => Some(shareable),
+            Data::LowerOfWritable => None,
+        };
+        let choice = self.modes.open(given.node, shareable, given.writes);
+        encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
+        choice.attributes_loosen
+    }
+
+    fn release(&self, open: OpenGiven) {
+        self.modes.release(open.node, open.writes);
+        self.overlay.release(open.handle);
+    }
+
+    fn open_flags(&self, flags: u32) -> u32 {
+        let flags = flags & !FMODE_EXEC;
+        if !self.writeback {
+            return flags;
+        }
+        let access = if flags & O_ACCMODE == O_WRONLY { O_RDWR } else { flags & O_ACCMODE };
+        (flags & !(O_ACCMODE | O_APPEND)) | access
+    }
+
+    fn file(&self, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+        let overlay = &self.overlay;
+        match request {
+            Request::Write { handle, offset, data, kill_priv } => {
+                let count = overlay.write(HandleId(handle), offset, data, kill_priv)?;
+                encode::written(out, u32::try_from(count).map_err(|_| Errno::OVERFLOW)?);
+                Ok(Answer::Body)
+            }
+            Request::Release { handle, flags } => {
+                self.release(OpenGiven { node, handle: HandleId(handle), writes: writes(flags) });
+                Ok(Answer::Body)
+            }
+            Request::Fsync { .. } if !self.fsync => Err(Errno::NOSYS),
+            Request::Fsync { handle, datasync } => overlay.fsync(HandleId(handle), datasync).map(done),
+            Request::Fallocate { handle, offset, length, mode } => {
+                overlay.fallocate(HandleId(handle), mode, offset, length).map(done)
+            }
+            Request::Lseek { handle, offset, whence } => {
+                encode::number(out, overlay.lseek(HandleId(handle), offset, whence)?);
+                Ok(Answer::Body)
+            }
+            Request::CopyFileRange(copy) => self.copy_file_range(&copy, out),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    fn copy_file_range(&self, copy: &CopyFileRangeIn, out: &mut Output) -> Outcome {
+        if copy.flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (from, to) = (HandleId(copy.from), HandleId(copy.to));
+        // The older operation answers in 32 bits; a copy may always be shorter than asked.
+        let len = if copy.wide { copy.len } else { copy.len.min(0x7fff_f000) };
+        let count = self.overlay.copy_file_range(from, copy.from_offset, to, copy.to_offset, len)?;
+        if copy.wide {
+            encode::number(out, count);
+        } else {
+            encode::written(out, u32::try_from(count).map_err(|_| Errno::OVERFLOW)?);
+        }
+        Ok(Answer::Body)
+    }
+}
+
+/// Operations on nodes.
+impl Operations {
+    fn node(&self, header: &Header, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+        let overlay = &self.overlay;
+        match request {
+            Request::Forget { count } => {
+                self.forget(node, count);
+                Ok(Answer::Silence)
+            }
+            Request::BatchForget(forgets) => {
+                forgets.for_each(|(node, count)| self.forget(NodeId(node), count));
+                Ok(Answer::Silence)
+            }
+            Request::Interrupt { .. } => Ok(Answer::Silence),
+            Request::GetAttr { handle } => self.attr(overlay.getattr(node, handle.map(HandleId))?, out),
+            Request::Statx { handle, .. } => {
+                encode::statx(out, &overlay.getattr(node, handle.map(HandleId))?, &self.timeouts);
+                Ok(Answer::Body)
+            }
+            Request::SetAttr(set) => {
+                let handle = set.valid.contains(SetAttrValid::FH).then_some(HandleId(set.handle));
+                let set = set_attr(&set);
+                // The kernel's own ctime, for one, is no change here.
+                let attr = if set == SetAttr::default() {
+                    overlay.getattr(node, handle)?
+                } else {
+                    overlay.setattr(&caller(header, 0), node, handle, &set)?
+                };
+                self.attr(attr, out)
+            }
+            Request::ReadLink => {
+                out.bytes(&overlay.readlink(node)?);
+                Ok(Answer::Body)
+            }
+            Request::StatFs => {
+                encode::statfs(out, &overlay.statfs()?);
+                Ok(Answer::Body)
+            }
+            Request::FsyncDir { .. } if !self.fsync => Err(Errno::NOSYS),
+            Request::FsyncDir { datasync } => overlay.fsync_node(node, datasync).map(done),
+            Request::SyncFs => overlay.fsync_node(NodeId::ROOT, false).map(done),
+            Request::ReadDir { offset, size, plus } => {
+                let limit = usize::try_from(size).map_err(|_| Errno::INVAL)?;
+                let mut listing = Listing::new(out, limit, plus, self.timeouts);
+                overlay.read_dir(node, offset, plus, &mut listing)?;
+                Ok(if plus { Answer::Listing } else { Answer::Body })
+            }
+            Request::Ioctl(ioctl) => ioctl::perform(overlay, node, &ioctl, out).map(done),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    fn forget(&self, node: NodeId, count: u64) {
+        self.modes.forgotten(node);
+        self.overlay.forget(node, count);
+    }
+
+    fn attr(&self, attr: Attr, out: &mut Output) -> Outcome {
+        encode::attr(out, &attr, &self.timeouts);
+        Ok(Answer::Body)
+    }
+
+    fn xattr(&self, header: &Header, node: NodeId, request: &Request<'_>, out: &mut Output) -> Outcome {
+        let overlay = &self.overlay;
+        match *request {
+            Request::SetXattr { name, value, flags, kill_sgid } => {
+                overlay.set_xattr(node, name, value, flags, kill_sgid).map(done)
+            }
+            Request::RemoveXattr { name } => overlay.remove_xattr(node, name).map(done),
+            Request::GetXattr { name, size } => sized(&overlay.get_xattr(node, name)?, size, out),
+            Request::ListXattr { size } => sized(&overlay.list_xattr(&caller(header, 0), node)?, size, out),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+}
+
+/// An xattr's value or list for a buffer of `size` bytes; 0 asks for the length.
+fn sized(value: &[u8], size: u32, out: &mut Output) -> Outcome {
+    let length = u32::try_from(value.len()).map_err(|_| Errno::OVERFLOW)?;
+    if size == 0 {
+        encode::xattr_size(out, length);
+    } else if length > size {
+        return Err(Errno::RANGE);
+    } else {
+        out.bytes(value);
+    }
+    Ok(Answer::Body)
+}
+
+const fn done((): ()) -> Answer {
+    Answer::Body
+}
+
+const fn writes(flags: u32) -> bool {
+    flags & O_ACCMODE != 0
+}
+
+const fn caller(header: &Header, umask: u32) -> Caller {
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+}
+
+/// What a SETATTR asks. One that names nothing at all comes from a write through a backing file, or from a chown to -1:
+/// set-id bits and capabilities are to go.
+fn set_attr(set: &SetAttrIn) -> SetAttr {
+    let valid = set.valid;
+    let time = |present, now, (sec, nsec)| {
+        valid
+            .contains(present)
+            .then(|| if valid.contains(now) { TimeSet::Now } else { TimeSet::At(Time { sec, nsec }) })
+    };
+    SetAttr {
+        mode: valid.contains(SetAttrValid::MODE).then_some(set.mode),
+        uid: valid.contains(SetAttrValid::UID).then_some(set.uid),
+        gid: valid.contains(SetAttrValid::GID).then_some(set.gid),
+        size: valid.contains(SetAttrValid::SIZE).then_some(set.size),
+        atime: time(SetAttrValid::ATIME, SetAttrValid::ATIME_NOW, set.atime),
+        mtime: time(SetAttrValid::MTIME, SetAttrValid::MTIME_NOW, set.mtime),
+        kill_priv: valid.contains(SetAttrValid::KILL_SUIDGID) || valid.is_empty(),
+    }
+}

@@ -1,0 +1,319 @@
+//! A real mount, served by this crate: what a program sees, and how a session begins and ends.
+//!
+//! Needs `/dev/fuse` and CAP_SYS_ADMIN. Where they are missing each test says so and passes, unless
+//! `PLYFS_TESTS_STRICT=1`.
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use plyfs_core::{Overlay, Settings};
+use plyfs_format::StackSpec;
+use plyfs_fuse::{MountOptions, Running, Session};
+use tempfile::TempDir;
+
+/// A mount of one lower and one upper, and the directories it is made of.
+struct Fixture {
+    running: Option<Running>,
+    root: TempDir,
+}
+
+impl Fixture {
+    /// `None` where mounting is not possible.
+    fn new(prepare: impl FnOnce(&Path), options: &MountOptions) -> Option<Self> {
+        let root = tempfile::tempdir().expect("temporary directory");
+        for name in ["lower", "upper", "work", "merged"] {
+            fs::create_dir(root.path().join(name)).expect("mkdir");
+        }
+        prepare(&root.path().join("lower"));
+        let mut fixture = Self { running: None, root };
+        fixture.mount(options)?;
+        Some(fixture)
+    }
+
+    fn mount(&mut self, options: &MountOptions) -> Option<()> {
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            self.path("lower").display(),
+            self.path("upper").display(),
+            self.path("work").display()
+        );
+        let parsed = StackSpec::parse(&[layers]).expect("options");
+        let overlay = Overlay::assemble(&parsed.spec, &Settings::default()).expect("assemble");
+        let options = MountOptions { allow_other: true, ..options.clone() };
+        match Session::mount(overlay, &self.path("merged"), &options) {
+            Ok(session) => self.running = Some(session.spawn().expect("threads")),
+            Err(error) => {
+                assert!(std::env::var_os("PLYFS_TESTS_STRICT").is_none(), "cannot mount: {error}");
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn merged(&self, name: &str) -> PathBuf {
+        self.path("merged").join(name)
+    }
+
+    fn unmount(&mut self) {
+        let running = self.running.take().expect("mounted");
+        running.unmounter().unmount_or_detach();
+        running.join().expect("served to the end");
+    }
+}
+
+fn each_way(test: impl Fn(&MountOptions)) {
+    let passthrough = MountOptions::default();
+    let through_daemon = MountOptions { passthrough: false, writeback: false, ..MountOptions::default() };
+    let writeback = MountOptions { passthrough: false, ..MountOptions::default() };
+    let plain_threads = MountOptions { threads: Some(3), ..MountOptions::default() };
+    for options in [passthrough, through_daemon, writeback, plain_threads] {
+        eprintln!("with {options:?}");
+        test(&options);
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_and_the_lower_stays() {
+    each_way(|options| {
+        let Some(mut fixture) =
+            Fixture::new(|lower| fs::write(lower.join("file"), "lower").expect("write"), options)
+        else {
+            return;
+        };
+        let file = fixture.merged("file");
+        assert_eq!(fs::read(&file).expect("read"), b"lower");
+        OpenOptions::new().append(true).open(&file).expect("open").write_all(b" and upper").expect("append");
+        assert_eq!(fs::read(&file).expect("read"), b"lower and upper");
+        let data: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        fs::write(fixture.merged("large"), &data).expect("write");
+        assert!(fs::read(fixture.merged("large")).expect("read") == data);
+        fixture.unmount();
+        assert_eq!(fs::read(fixture.path("lower/file")).expect("read"), b"lower");
+        assert_eq!(fs::read(fixture.path("upper/file")).expect("read"), b"lower and upper");
+        assert!(fs::read(fixture.path("upper/large")).expect("read") == data);
+    });
+}
+
+#[test]
+fn a_descriptor_open_on_a_lower_file_sees_what_another_writes_and_the_lower_does_not() {
+    each_way(|options| {
+        let Some(mut fixture) =
+            Fixture::new(|lower| fs::write(lower.join("file"), "lower data").expect("write"), options)
+        else {
+            return;
+        };
+        let reader = File::open(fixture.merged("file")).expect("open");
+        let mut buffer = [0; 5];
+        reader.read_exact_at(&mut buffer, 0).expect("read");
+        let writer = OpenOptions::new().read(true).write(true).open(fixture.merged("file")).expect("open");
+        writer.write_all_at(b"UPPER", 0).expect("write");
+        reader.read_exact_at(&mut buffer, 0).expect("read");
+        assert_eq!(&buffer, b"UPPER");
+        drop(reader);
+        // Passthrough now, if it is allowed at all.
+        drop(writer);
+        let writer = OpenOptions::new().read(true).write(true).open(fixture.merged("file")).expect("open");
+        let reader = File::open(fixture.merged("file")).expect("open");
+        writer.write_all_at(b"again", 0).expect("write");
+        reader.read_exact_at(&mut buffer, 0).expect("read");
+        assert_eq!(&buffer, b"again");
+        drop((reader, writer));
+        fixture.unmount();
+        assert_eq!(fs::read(fixture.path("lower/file")).expect("read"), b"lower data");
+        assert_eq!(fs::read(fixture.path("upper/file")).expect("read"), b"again data");
+    });
+}
+
+#[test]
+fn names_come_and_go_as_in_any_directory() {
+    each_way(|options| {
+        let prepare = |lower: &Path| {
+            fs::create_dir(lower.join("dir")).expect("mkdir");
+            fs::write(lower.join("dir/inner"), "x").expect("write");
+            fs::write(lower.join("gone"), "x").expect("write");
+            std::os::unix::fs::symlink("dir/inner", lower.join("link")).expect("symlink");
+        };
+        let Some(fixture) = Fixture::new(prepare, options) else { return };
+        let list = |name: &str| {
+            let mut names: Vec<_> = fs::read_dir(fixture.merged(name))
+                .expect("list")
+                .map(|entry| entry.expect("entry").file_name().into_string().expect("name"))
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(list(""), ["dir", "gone", "link"]);
+        assert_eq!(
+            fs::metadata(fixture.merged("missing")).map_err(|e| e.kind()).err(),
+            Some(io::ErrorKind::NotFound)
+        );
+        fs::write(fixture.merged("missing"), "now").expect("create over a remembered absence");
+        fs::remove_file(fixture.merged("gone")).expect("unlink");
+        assert!(!fixture.merged("gone").exists());
+        fs::rename(fixture.merged("missing"), fixture.merged("dir/moved")).expect("rename");
+        fs::create_dir(fixture.merged("new")).expect("mkdir");
+        fs::hard_link(fixture.merged("dir/moved"), fixture.merged("hard")).expect("link");
+        assert_eq!(fs::metadata(fixture.merged("hard")).expect("stat").nlink(), 2);
+        assert_eq!(list(""), ["dir", "hard", "link", "new"]);
+        assert_eq!(list("dir"), ["inner", "moved"]);
+        assert_eq!(fs::read(fixture.merged("link")).expect("through the link"), b"x");
+        fs::remove_dir(fixture.merged("new")).expect("rmdir");
+        assert_eq!(fs::remove_dir(fixture.merged("dir")).map_err(|e| e.raw_os_error()), Err(Some(39)));
+        fs::remove_dir_all(fixture.merged("dir")).expect("rm -r");
+        assert_eq!(list(""), ["hard", "link"]);
+    });
+}
+
+#[test]
+fn a_large_directory_is_listed_whole_and_again_from_memory() {
+    each_way(|options| {
+        let prepare = |lower: &Path| {
+            for number in 0..3000 {
+                fs::write(lower.join(format!("file {number:05} with a name of some length")), "")
+                    .expect("write");
+            }
+        };
+        let Some(fixture) = Fixture::new(prepare, options) else { return };
+        for _ in 0..2 {
+            let count = fs::read_dir(fixture.merged("")).expect("list").map(|e| e.expect("entry")).count();
+            assert_eq!(count, 3000);
+        }
+        fs::write(fixture.merged("one more"), "").expect("create");
+        fs::remove_file(fixture.merged("file 00000 with a name of some length")).expect("unlink");
+        let names: Vec<_> =
+            fs::read_dir(fixture.merged("")).expect("list").map(|e| e.expect("entry").file_name()).collect();
+        assert_eq!(names.len(), 3000);
+        assert!(names.iter().any(|name| name == "one more"));
+    });
+}
+
+#[test]
+fn attributes_are_right_after_every_kind_of_change() {
+    each_way(|options| {
+        let Some(fixture) =
+            Fixture::new(|lower| fs::write(lower.join("file"), "12345").expect("write"), options)
+        else {
+            return;
+        };
+        let file = fixture.merged("file");
+        let before = fs::metadata(&file).expect("stat");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("chmod");
+        let open = OpenOptions::new().read(true).write(true).open(&file).expect("open");
+        open.set_len(3).expect("truncate");
+        assert_eq!(fs::metadata(&file).expect("stat").len(), 3);
+        open.write_all_at(b"abc", 100).expect("write");
+        let after = fs::metadata(&file).expect("stat");
+        assert_eq!((after.len(), after.mode() & 0o7777, after.ino()), (103, 0o640, before.ino()));
+        let time = std::time::UNIX_EPOCH - Duration::from_nanos(1_500_000_000);
+        open.set_modified(time).expect("utimes");
+        drop(open);
+        let after = fs::metadata(&file).expect("stat");
+        assert_eq!((after.mtime(), after.mtime_nsec()), (-2, 500_000_000));
+        fs::remove_file(&file).expect("unlink");
+        assert!(fs::metadata(&file).is_err());
+    });
+}
+
+#[test]
+fn an_unlinked_open_file_goes_on_living() {
+    each_way(|options| {
+        let Some(fixture) =
+            Fixture::new(|lower| fs::write(lower.join("file"), "lower").expect("write"), options)
+        else {
+            return;
+        };
+        for name in ["file", "fresh"] {
+            let mut open = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(fixture.merged(name))
+                .expect("open");
+            fs::remove_file(fixture.merged(name)).expect("unlink");
+            open.set_len(2).expect("ftruncate");
+            open.set_permissions(fs::Permissions::from_mode(0o600)).expect("fchmod");
+            open.seek(SeekFrom::End(0)).expect("seek");
+            open.write_all(b"more").expect("write");
+            let stat = open.metadata().expect("fstat");
+            assert_eq!((stat.len(), stat.nlink(), stat.mode() & 0o777), (6, 0, 0o600), "{name}");
+            open.rewind().expect("seek");
+            let mut text = Vec::new();
+            open.read_to_end(&mut text).expect("read");
+            assert_eq!(&text[2..], b"more");
+        }
+    });
+}
+
+#[test]
+fn a_session_ends_with_its_mount_and_the_upper_can_be_mounted_again_at_once() {
+    each_way(|options| {
+        let Some(mut fixture) = Fixture::new(|_| (), options) else { return };
+        for round in 0..5 {
+            fs::write(fixture.merged("file"), round.to_string()).expect("write");
+            let start = Instant::now();
+            fixture.unmount();
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+            assert!(!fixture.merged("file").exists());
+            fixture.mount(options).expect("mounted before");
+            assert_eq!(fs::read_to_string(fixture.merged("file")).expect("read"), round.to_string());
+        }
+    });
+}
+
+#[test]
+fn an_ending_session_leaves_alone_what_was_mounted_over_it() {
+    let Some(mut fixture) = Fixture::new(|_| (), &MountOptions::default()) else { return };
+    let other =
+        Fixture::new(|lower| fs::write(lower.join("other"), "").expect("write"), &MountOptions::default())
+            .expect("mounted before");
+    let target = fixture.path("merged");
+    plyfs_sys::mount::bind(&other.path("merged"), &target, false).expect("bind");
+    let running = fixture.running.take().expect("mounted");
+    running.unmounter().unmount_or_detach();
+    assert!(fixture.merged("other").exists(), "the mount on top is still there");
+    plyfs_sys::mount::unmount(&target).expect("unmount");
+    drop(running);
+    assert!(!fixture.merged("other").exists());
+    assert!(plyfs_sys::mount::unmount(&target).is_err(), "nothing is left");
+}
+
+#[test]
+fn a_slow_request_delays_nobody() {
+    each_way(|options| {
+        let prepare = |lower: &Path| {
+            let file = File::create(lower.join("large")).expect("create");
+            let block = vec![7_u8; 1 << 20];
+            for _ in 0..256 {
+                (&file).write_all(&block).expect("write");
+            }
+        };
+        let Some(fixture) = Fixture::new(prepare, options) else { return };
+        let large = fixture.merged("large");
+        let copying = std::thread::spawn(move || {
+            let start = Instant::now();
+            drop(OpenOptions::new().append(true).open(large).expect("open"));
+            start.elapsed()
+        });
+        let mut slowest = Duration::ZERO;
+        let mut number = 0;
+        while !copying.is_finished() {
+            let start = Instant::now();
+            assert!(!fixture.merged(&format!("missing {number}")).exists());
+            slowest = slowest.max(start.elapsed());
+            number += 1;
+        }
+        let whole = copying.join().expect("thread");
+        eprintln!("copied in {whole:?}; {number} look-ups meanwhile, the slowest took {slowest:?}");
+        assert!(slowest < Duration::from_millis(20) || slowest * 4 < whole, "{slowest:?} of {whole:?}");
+    });
+}
