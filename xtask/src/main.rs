@@ -5,6 +5,7 @@
 
 mod bench;
 mod child;
+mod differential;
 mod gate;
 mod layering;
 mod policy;
@@ -37,6 +38,8 @@ enum Command {
     Deny,
     /// Measure plyfs beside the kernel's overlay, fuse-overlayfs and a plain directory
     Bench(bench::BenchArgs),
+    /// Apply the same random operations to plyfs and the kernel overlay, and compare (long run; as root)
+    Differential(differential::Args),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Layering => layering::run(),
         Command::Deny => policy::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::Differential(args) => differential::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {

@@ -1,0 +1,178 @@
+//! Random lower layers, over the same names as the operations.
+
+use super::generate::{acl, mode, moment, name, pick, xattr};
+use super::op::PathArg;
+use crate::acl as posix_acl;
+use crate::layer::{Kind, Namespace, TreeSpec};
+use fastrand::Rng;
+use std::collections::BTreeSet;
+
+/// How deep directories nest.
+const DEPTH: u32 = 3;
+
+/// Makes `count` layers, topmost first, with everything below each of `bases` (of which `""` is the root).
+pub fn random(rng: &mut Rng, count: usize, bases: &[String], namespace: Namespace) -> Vec<TreeSpec> {
+    // Many layers hold less each, so that trees stay about the same size.
+    let entries = (60 / count).max(6);
+    (0..count)
+        .map(|_| {
+            let mut layer =
+                Layer { rng, namespace, spec: TreeSpec::new(), taken: BTreeSet::new(), files: Vec::new() };
+            layer.base(b"");
+            for base in bases {
+                layer.base(base.as_bytes());
+                layer.files.clear();
+                let mut left = entries;
+                layer.fill(base.as_bytes(), DEPTH, &mut left);
+            }
+            layer.spec
+        })
+        .collect()
+}
+
+struct Layer<'a> {
+    rng: &'a mut Rng,
+    namespace: Namespace,
+    spec: TreeSpec,
+    taken: BTreeSet<Vec<u8>>,
+    /// Of the current base, to link to.
+    files: Vec<Vec<u8>>,
+}
+
+impl Layer<'_> {
+    /// A directory that anyone may change.
+    fn base(&mut self, path: &[u8]) {
+        if self.taken.insert(path.to_vec()) {
+            self.add(path, Kind::Dir);
+            self.change(|spec, _| spec.mode(0o777));
+        }
+    }
+
+    fn fill(&mut self, dir: &[u8], depth: u32, left: &mut usize) {
+        let here = self.rng.usize(1..8);
+        for _ in 0..here {
+            let name = name(self.rng);
+            let path = if dir.is_empty() { name } else { [dir, b"/", name.as_slice()].concat() };
+            if *left == 0 || !self.taken.insert(path.clone()) {
+                continue;
+            }
+            *left -= 1;
+            self.entry(&path, depth, left);
+        }
+    }
+
+    fn entry(&mut self, path: &[u8], depth: u32, left: &mut usize) {
+        match self.rng.u32(..100) {
+            0..45 if depth > 0 => {
+                self.add(path, Kind::Dir);
+                if self.rng.u32(..8) == 0 {
+                    let namespace = self.namespace;
+                    self.change(|spec, _| spec.opaque(namespace));
+                }
+                if self.rng.u32(..8) == 0 {
+                    self.change(|spec, rng| spec.xattr(posix_acl::DEFAULT, valid_acl(rng)));
+                }
+                self.attributes(true);
+                self.fill(path, depth - 1, left);
+            }
+            0..76 => self.file(path),
+            76..82 => {
+                let target = name(self.rng);
+                self.add(path, Kind::Symlink(target));
+            }
+            82..90 => self.add(path, Kind::Char(0, 0)),
+            90..95 if !self.files.is_empty() => {
+                let of = pick(self.rng, &self.files);
+                self.add(path, Kind::HardLink(of));
+            }
+            _ => {
+                // Device nodes cannot be made in a user namespace.
+                let kinds: &[Kind] = match self.namespace {
+                    Namespace::Trusted => &[Kind::Fifo, Kind::Socket, Kind::Char(1, 3), Kind::Block(240, 5)],
+                    Namespace::User => &[Kind::Fifo, Kind::Socket],
+                };
+                let kind = pick(self.rng, kinds);
+                self.add(path, kind);
+                self.attributes(false);
+            }
+        }
+    }
+
+    fn file(&mut self, path: &[u8]) {
+        let size = pick(self.rng, &[0, 1, 10, 4096, 5000, 20_000, 70_000, 1 << 20]);
+        let byte = self.rng.u8(1..);
+        let extents = match size {
+            0 => vec![],
+            // A hole in the middle.
+            1_048_576 => vec![(0, vec![byte; 5000]), (size - 5000, vec![byte; 5000])],
+            _ => vec![(0, vec![byte; usize::try_from(size).unwrap_or(0)])],
+        };
+        self.add(path, Kind::File { extents, size });
+        self.files.push(path.to_vec());
+        if self.rng.u32(..8) == 0 {
+            self.change(|spec, rng| spec.xattr(posix_acl::ACCESS, valid_acl(rng)));
+        }
+        self.attributes(true);
+    }
+
+    fn add(&mut self, path: &[u8], kind: Kind) {
+        let spec = std::mem::take(&mut self.spec);
+        let (sec, nsec) = moment(self.rng);
+        self.spec = spec.entry(path, kind).time(sec, nsec);
+    }
+
+    fn change(&mut self, change: impl FnOnce(TreeSpec, &mut Rng) -> TreeSpec) {
+        let spec = std::mem::take(&mut self.spec);
+        self.spec = change(spec, self.rng);
+    }
+
+    fn attributes(&mut self, user_xattrs: bool) {
+        let has_acl = self.spec.entries.last().is_some_and(|entry| !entry.xattrs.is_empty());
+        if !has_acl {
+            self.change(|spec, rng| spec.mode(mode(rng)));
+        }
+        self.change(|spec, rng| {
+            let ids = [0, 0, 1000, 1001];
+            let (uid, gid) = (pick(rng, &ids), pick(rng, &ids));
+            spec.owner(uid, gid)
+        });
+        if user_xattrs && self.rng.u32(..6) == 0 {
+            self.change(|spec, rng| {
+                loop {
+                    let (name, value) = xattr(rng);
+                    if name == "user.a" || name == "user.b" {
+                        return spec.xattr(name, value);
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn valid_acl(rng: &mut Rng) -> Vec<u8> {
+    loop {
+        let acl = acl(rng);
+        if acl.len() > 4 {
+            return acl;
+        }
+    }
+}
+
+/// An entry in one line.
+pub fn describe(entry: &crate::layer::Entry) -> String {
+    let kind = match &entry.kind {
+        Kind::File { extents, size } => {
+            let byte = extents.first().and_then(|(_, data)| data.first()).unwrap_or(&0);
+            format!("file of {size} bytes {byte}")
+        }
+        Kind::Symlink(target) => format!("symlink to {:?}", PathArg(target.clone())),
+        Kind::HardLink(of) => format!("hard link to {:?}", PathArg(of.clone())),
+        Kind::Char(0, 0) => "whiteout".to_owned(),
+        other => format!("{other:?}").to_lowercase(),
+    };
+    let mode = entry.mode.map(|mode| format!(" mode {mode:o}")).unwrap_or_default();
+    let owner = entry.owner.map(|(uid, gid)| format!(" owner {uid}:{gid}")).unwrap_or_default();
+    let xattrs: String =
+        entry.xattrs.iter().map(|(name, value)| format!(" {name}=\"{}\"", value.escape_ascii())).collect();
+    format!("{:?} {kind}{mode}{owner}{xattrs}", PathArg(entry.path.clone()))
+}

@@ -1,0 +1,407 @@
+//! Runs one case: mounts both sides on the same lowers, applies the steps in lock-step, and compares results,
+//! trees, uppers, and what each side makes of the other's upper.
+//!
+//! Owns the order of the comparisons and the directories of a case. Generates and shrinks nothing.
+
+use super::apply::Side;
+use super::data;
+use super::op::{Op, Step};
+use super::outcome::Outcome;
+use crate::compare::{Difference, compare, moved_inodes};
+use crate::identity::{Identity, User};
+use crate::known;
+use crate::layer::{Namespace, TreeSpec};
+use crate::mount::{Driver, Mounted, Stack};
+use crate::snapshot::{Clock, Snapshot, View};
+use anyhow::{Context, Result, anyhow};
+use std::fmt::{Display, Formatter};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The lowers of a case, and what both sides are mounted with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The reference.
+    pub left: Driver,
+    /// What is tested.
+    pub right: Driver,
+    /// The layers, topmost first.
+    pub layers: Vec<TreeSpec>,
+    /// Mount options.
+    pub options: Vec<String>,
+    /// The prefix of private attributes.
+    pub namespace: Namespace,
+    /// The base directory of each thread, relative to the root of the mount; all disjoint.
+    pub bases: Vec<String>,
+    /// Whether the backing never reuses inode numbers.
+    pub inodes_identify: bool,
+    /// How many steps lie between two comparisons of the trees.
+    pub compare_every: usize,
+}
+
+/// Where in a case a difference between trees was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The merged trees, while mounted.
+    Merged,
+    /// The uppers on disk, after unmounting.
+    Upper,
+    /// The left upper, as the left and as the right driver mount it.
+    LeftUpperRemounted,
+    /// The right upper, as the right and as the left driver mount it.
+    RightUpperRemounted,
+    /// A lower layer, before and after.
+    Lower,
+    /// Inode numbers before and after a remount.
+    Inodes,
+}
+
+/// A difference that nothing explains.
+#[derive(Debug, Clone)]
+pub enum Finding {
+    /// The results of a step.
+    Results {
+        /// Which thread.
+        thread: usize,
+        /// Which of its steps.
+        index: usize,
+        /// The step.
+        step: Step,
+        /// Left and right.
+        results: Box<(Outcome, Outcome)>,
+    },
+    /// Trees.
+    Trees {
+        /// When.
+        stage: Stage,
+        /// After how many steps of which thread; none at the end.
+        after: Option<(usize, usize)>,
+        /// How they differ.
+        differences: Vec<Difference>,
+    },
+    /// Something in a case could not be done at all, such as a remount or a reading of the tree.
+    Trouble(String),
+}
+
+impl Finding {
+    /// What makes two findings the same kind.
+    pub fn signature(&self) -> String {
+        match self {
+            Finding::Results { step, results, .. } => {
+                let broken = matches!(results.1, Outcome::Broken(_));
+                format!("results of {}, broken {broken}", step.op.name())
+            }
+            Finding::Trees { stage, differences, .. } => {
+                format!("{stage:?} {}", differences.first().map_or("", |difference| difference.field))
+            }
+            Finding::Trouble(_) => "trouble".to_owned(),
+        }
+    }
+}
+
+impl Display for Finding {
+    fn fmt(&self, out: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Finding::Results { thread, index, step, results } => {
+                writeln!(out, "step {index} of thread {thread}: {step:?}")?;
+                write!(out, "    left  {:?}\n    right {:?}", results.0, results.1)
+            }
+            Finding::Trees { stage, after, differences } => {
+                match after {
+                    Some((thread, index)) => write!(out, "{stage:?} after step {index} of thread {thread}:")?,
+                    None => write!(out, "{stage:?}, at the end:")?,
+                }
+                differences.iter().take(20).try_for_each(|difference| write!(out, "\n    {difference}"))
+            }
+            Finding::Trouble(what) => write!(out, "trouble: {what}"),
+        }
+    }
+}
+
+/// Tells a watchdog how far a case is.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Steps done so far, of all threads and cases.
+    pub steps: AtomicU64,
+}
+
+/// Runs `steps` (of each thread) on fresh mounts in `arena`, a directory that is emptied first.
+///
+/// # Errors
+/// If the case could not be set up. Trouble that the sides make later is a finding.
+pub fn case(
+    setup: &Setup,
+    arena: &Path,
+    steps: &[Vec<Step>],
+    progress: &Progress,
+) -> Result<Option<Finding>> {
+    data::prepare();
+    let places = Places::make(setup, arena)?;
+    let clock = Clock::start();
+    let untouched = places.shoot_lowers()?;
+    let finding = match places.mount_both(setup) {
+        Ok(mounts) => run_mounted(setup, &places, clock, mounts, steps, progress)?,
+        Err(cause) => return Err(cause),
+    };
+    if finding.is_some() {
+        return Ok(finding);
+    }
+    for (before, after) in untouched.iter().zip(places.shoot_lowers()?) {
+        let found = trees(Stage::Lower, None, before, &after);
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+struct Places {
+    lowers: Vec<PathBuf>,
+    left: Place,
+    right: Place,
+}
+
+struct Place {
+    upper: PathBuf,
+    work: PathBuf,
+    target: PathBuf,
+}
+
+impl Place {
+    fn make(root: &Path) -> Result<Self> {
+        // Deep, so that a stray `..` leads nowhere of importance.
+        let target = root.join("1/2/3/4/merged");
+        let place = Place { upper: root.join("upper"), work: root.join("work"), target };
+        std::fs::create_dir_all(&place.work)?;
+        std::fs::create_dir_all(&place.target)?;
+        TreeSpec::new().dir("").mode(0o777).time(1_000_000_000, 1).build(&place.upper)?;
+        Ok(place)
+    }
+
+    fn mount(&self, driver: &Driver, lowers: &[PathBuf], options: &[String]) -> Result<Mounted> {
+        let upper = Some((self.upper.clone(), self.work.clone()));
+        driver.mount(&Stack { lowers: lowers.to_vec(), upper, options: options.to_vec() }, &self.target)
+    }
+
+    /// What a clean unmount must not leave in work.
+    fn leftovers(&self) -> Vec<String> {
+        let inside = self.work.join("work");
+        let entries = std::fs::read_dir(inside).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+}
+
+impl Places {
+    fn make(setup: &Setup, arena: &Path) -> Result<Self> {
+        let sides = ["left", "right"].map(|side| arena.join(side));
+        for side in &sides {
+            if side.exists() {
+                std::fs::remove_dir_all(side).with_context(|| side.display().to_string())?;
+            }
+        }
+        let lowers: Vec<PathBuf> =
+            (0..setup.layers.len()).map(|n| arena.join(format!("lower-{n}"))).collect();
+        for (spec, lower) in setup.layers.iter().zip(&lowers) {
+            if !lower.exists() {
+                spec.build(lower)?;
+            }
+        }
+        let [left, right] = sides;
+        Ok(Self { lowers, left: Place::make(&left)?, right: Place::make(&right)? })
+    }
+
+    fn mount_both(&self, setup: &Setup) -> Result<(Mounted, Mounted)> {
+        let left = self.left.mount(&setup.left, &self.lowers, &setup.options)?;
+        let right = self.right.mount(&setup.right, &self.lowers, &setup.options)?;
+        Ok((left, right))
+    }
+
+    fn shoot_lowers(&self) -> Result<Vec<Snapshot>> {
+        self.lowers.iter().map(|lower| Snapshot::take(lower, View::Merged, Clock::never())).collect()
+    }
+}
+
+fn run_mounted(
+    setup: &Setup,
+    places: &Places,
+    clock: Clock,
+    (left, right): (Mounted, Mounted),
+    steps: &[Vec<Step>],
+    progress: &Progress,
+) -> Result<Option<Finding>> {
+    let found = run_threads(setup, clock, (left.path(), right.path()), steps, progress)?;
+    if found.is_some() {
+        return Ok(found);
+    }
+    let merged = match shoot_both(clock, left.path(), right.path()) {
+        Ok(merged) => merged,
+        Err(trouble) => return Ok(Some(trouble)),
+    };
+    if let found @ Some(_) = trees(Stage::Merged, None, &merged.0, &merged.1) {
+        return Ok(found);
+    }
+    for mounted in [left, right] {
+        if let Err(cause) = mounted.unmount() {
+            return Ok(Some(trouble("unmounting", &cause)));
+        }
+    }
+    compare_uppers(setup, places, clock, &merged)
+}
+
+fn run_threads(
+    setup: &Setup,
+    clock: Clock,
+    roots: (&Path, &Path),
+    steps: &[Vec<Step>],
+    progress: &Progress,
+) -> Result<Option<Finding>> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = steps
+            .iter()
+            .zip(&setup.bases)
+            .enumerate()
+            .map(|(number, (steps, base))| {
+                let stop = &stop;
+                scope.spawn(move || {
+                    let thread = Thread { setup, clock, number, stop, progress };
+                    let found = thread.run(roots, base, steps);
+                    if !matches!(found, Ok(None)) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    found
+                })
+            })
+            .collect();
+        let mut first = None;
+        for thread in threads {
+            let found = thread.join().map_err(|_| anyhow!("a thread of the test panicked"))??;
+            first = first.or(found);
+        }
+        Ok(first)
+    })
+}
+
+struct Thread<'a> {
+    setup: &'a Setup,
+    clock: Clock,
+    number: usize,
+    stop: &'a AtomicBool,
+    progress: &'a Progress,
+}
+
+impl Thread<'_> {
+    fn run(&self, roots: (&Path, &Path), base: &str, steps: &[Step]) -> Result<Option<Finding>> {
+        let mut identity = Identity::of_this_thread()?;
+        let side = |root: &Path| {
+            Side::new(root, base, self.clock, self.setup.inodes_identify)
+                .with_context(|| format!("{} cannot be used", root.display()))
+        };
+        let (mut left, mut right) = (side(roots.0)?, side(roots.1)?);
+        for (index, step) in steps.iter().enumerate() {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            identity.become_user(step.user)?;
+            if let Op::Umask(mask) = step.op {
+                identity.set_umask(mask);
+            }
+            let results = (left.apply(step), right.apply(step));
+            self.progress.steps.fetch_add(1, Ordering::Relaxed);
+            if !known::accepts(&step.op, &results.0, &results.1) {
+                let (thread, step, results) = (self.number, step.clone(), Box::new(results));
+                return Ok(Some(Finding::Results { thread, index, step, results }));
+            }
+            if (index + 1) % self.setup.compare_every == 0 {
+                identity.become_user(User::Root)?;
+                if let found @ Some(_) = self.compare(index, left.base(), right.base()) {
+                    return Ok(found);
+                }
+            }
+        }
+        identity.become_user(User::Root)?;
+        Ok(None)
+    }
+
+    fn compare(&self, index: usize, left: &Path, right: &Path) -> Option<Finding> {
+        match shoot_both(self.clock, left, right) {
+            Ok((left, right)) => trees(Stage::Merged, Some((self.number, index)), &left, &right),
+            Err(trouble) => Some(trouble),
+        }
+    }
+}
+
+/// Compares the uppers, then lets each driver mount the other's upper and compares with before.
+fn compare_uppers(
+    setup: &Setup,
+    places: &Places,
+    clock: Clock,
+    merged: &(Snapshot, Snapshot),
+) -> Result<Option<Finding>> {
+    let view = View::Upper(setup.namespace);
+    let left = Snapshot::take(&places.left.upper, view, clock)?;
+    let right = Snapshot::take(&places.right.upper, view, clock)?;
+    if let found @ Some(_) = trees(Stage::Upper, None, &left, &right) {
+        return Ok(found);
+    }
+    for place in [&places.left, &places.right] {
+        let leftovers = place.leftovers();
+        if !leftovers.is_empty() {
+            let what = format!("left over in {}: {leftovers:?}", place.work.display());
+            return Ok(Some(Finding::Trouble(what)));
+        }
+    }
+    let exchanged = [
+        (&places.left, &setup.right, &merged.0, Stage::LeftUpperRemounted),
+        (&places.right, &setup.left, &merged.1, Stage::RightUpperRemounted),
+    ];
+    for (place, driver, before, stage) in exchanged {
+        if let found @ Some(_) = remount(setup, place, driver, &places.lowers, clock, before, stage) {
+            return Ok(found);
+        }
+    }
+    Ok(None)
+}
+
+fn remount(
+    setup: &Setup,
+    place: &Place,
+    driver: &Driver,
+    lowers: &[PathBuf],
+    clock: Clock,
+    before: &Snapshot,
+    stage: Stage,
+) -> Option<Finding> {
+    let after = place.mount(driver, lowers, &setup.options).and_then(|mounted| {
+        let after = Snapshot::take(mounted.path(), View::Merged, clock)?;
+        mounted.unmount()?;
+        Ok(after)
+    });
+    let after = match after {
+        Ok(after) => after,
+        Err(cause) => return Some(trouble(&format!("{stage:?}"), &cause)),
+    };
+    let found = trees(stage, None, before, &after);
+    if found.is_some() {
+        return found;
+    }
+    let moved = known::unexplained(Stage::Inodes, moved_inodes(before, &after));
+    (!moved.is_empty()).then_some(Finding::Trees { stage: Stage::Inodes, after: None, differences: moved })
+}
+
+fn shoot_both(clock: Clock, left: &Path, right: &Path) -> Result<(Snapshot, Snapshot), Finding> {
+    let shoot = |side, path| {
+        Snapshot::take(path, View::Merged, clock)
+            .map_err(|cause| trouble(&format!("the {side} tree"), &cause))
+    };
+    Ok((shoot("left", left)?, shoot("right", right)?))
+}
+
+fn trees(stage: Stage, after: Option<(usize, usize)>, left: &Snapshot, right: &Snapshot) -> Option<Finding> {
+    let differences = known::unexplained(stage, compare(left, right));
+    (!differences.is_empty()).then_some(Finding::Trees { stage, after, differences })
+}
+
+fn trouble(what: &str, cause: &anyhow::Error) -> Finding {
+    Finding::Trouble(format!("{what}: {cause:#}"))
+}
