@@ -3,6 +3,9 @@
 use crate::snapshot::{Shot, Snapshot};
 use std::fmt::{Debug, Display, Formatter};
 
+/// The field of a [`Difference`] about a name that is listed, but cannot be found.
+pub const GHOST: &str = "listed, but not there";
+
 /// One respect in which two trees are not the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
@@ -36,6 +39,11 @@ pub fn compare(left: &Snapshot, right: &Snapshot) -> Vec<Difference> {
             found.push(presence(path, "absent".to_owned(), describe(shot)));
         }
     }
+    let ghosts = left.ghosts.symmetric_difference(&right.ghosts);
+    found.extend(ghosts.map(|path| {
+        let seen = |snapshot: &Snapshot| snapshot.ghosts.contains(path);
+        field(path, GHOST, &seen(left), &seen(right))
+    }));
     found
 }
 

@@ -11,7 +11,7 @@ use rustix::fs::{
     statat,
 };
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::hash::{Hash, Hasher};
 use std::mem::MaybeUninit;
@@ -129,18 +129,20 @@ pub enum View {
 pub struct Snapshot {
     /// All entries.
     pub entries: BTreeMap<Vec<u8>, Shot>,
+    /// Names that are listed, but cannot be found.
+    pub ghosts: BTreeSet<Vec<u8>>,
 }
 
 impl Snapshot {
     /// Reads the tree at `root`.
     pub fn take(root: &Path, view: View, clock: Clock) -> Result<Self> {
-        let mut walk = Walk { root, view, clock, found: BTreeMap::new() };
+        let mut walk = Walk { root, view, clock, found: BTreeMap::new(), ghosts: BTreeSet::new() };
         let stat =
             statat(CWD, root, AtFlags::SYMLINK_NOFOLLOW).with_context(|| root.display().to_string())?;
         walk.entry(Vec::new(), &stat, Vec::new())?;
         let mut entries = walk.found;
         name_inode_classes(&mut entries, view);
-        Ok(Self { entries })
+        Ok(Self { entries, ghosts: walk.ghosts })
     }
 }
 
@@ -183,6 +185,7 @@ struct Walk<'a> {
     view: View,
     clock: Clock,
     found: BTreeMap<Vec<u8>, Shot>,
+    ghosts: BTreeSet<Vec<u8>>,
 }
 
 impl Walk<'_> {
@@ -203,7 +206,7 @@ impl Walk<'_> {
     fn children(&mut self, relative: &[u8]) -> Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = open(self.path(relative), flags, Mode::empty())?;
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = BTreeSet::new();
         for listed in list(&dir)? {
             if listed.name == b"." || listed.name == b".." {
                 continue;
@@ -212,13 +215,17 @@ impl Walk<'_> {
             if !seen.insert(listed.name.clone()) {
                 bail!("{shown} is listed twice");
             }
-            let name = OsStr::from_bytes(&listed.name);
-            let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)
-                .with_context(|| format!("{shown} is listed, but cannot be found"))?;
             let child = if relative.is_empty() {
                 listed.name.clone()
             } else {
                 [relative, b"/", listed.name.as_slice()].concat()
+            };
+            let stat = match statat(&dir, OsStr::from_bytes(&listed.name), AtFlags::SYMLINK_NOFOLLOW) {
+                Err(rustix::io::Errno::NOENT) => {
+                    self.ghosts.insert(child);
+                    continue;
+                }
+                stat => stat.with_context(|| shown.clone())?,
             };
             self.entry(child, &stat, listing_faults(&listed, &stat))?;
         }

@@ -15,6 +15,8 @@ use crate::mount::{Driver, Mounted, Stack};
 use crate::snapshot::{Clock, Snapshot, View};
 use anyhow::{Context, Result, anyhow};
 use std::fmt::{Display, Formatter};
+use std::fs::DirEntry;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -46,14 +48,14 @@ pub enum Stage {
     Merged,
     /// The uppers on disk, after unmounting.
     Upper,
-    /// The left upper, as the left and as the right driver mount it.
-    LeftUpperRemounted,
-    /// The right upper, as the right and as the left driver mount it.
-    RightUpperRemounted,
+    /// The left upper, as the left and as the right driver mount it again.
+    LeftUpperAgain,
+    /// The right upper, as the left and as the right driver mount it again.
+    RightUpperAgain,
+    /// What the right driver shows before and after a remount, where the left shows the same.
+    Remount,
     /// A lower layer, before and after.
     Lower,
-    /// Inode numbers before and after a remount.
-    Inodes,
 }
 
 /// A difference that nothing explains.
@@ -183,11 +185,16 @@ impl Place {
         driver.mount(&Stack { lowers: lowers.to_vec(), upper, options: options.to_vec() }, &self.target)
     }
 
-    /// What a clean unmount must not leave in work.
+    /// What a clean unmount must not leave in work: anything but the kernel's one shared whiteout.
     fn leftovers(&self) -> Vec<String> {
-        let inside = self.work.join("work");
-        let entries = std::fs::read_dir(inside).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        let entries = std::fs::read_dir(self.work.join("work")).into_iter().flatten().flatten();
+        let whiteout = |entry: &DirEntry| {
+            entry
+                .metadata()
+                .is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == 0)
+        };
+        let left = entries.filter(|entry| !whiteout(entry));
+        left.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 }
 
@@ -351,42 +358,54 @@ fn compare_uppers(
             return Ok(Some(Finding::Trouble(what)));
         }
     }
-    let exchanged = [
-        (&places.left, &setup.right, &merged.0, Stage::LeftUpperRemounted),
-        (&places.right, &setup.left, &merged.1, Stage::RightUpperRemounted),
-    ];
-    for (place, driver, before, stage) in exchanged {
-        if let found @ Some(_) = remount(setup, place, driver, &places.lowers, clock, before, stage) {
-            return Ok(found);
-        }
+    match compare_remounted(setup, places, clock, merged) {
+        Ok(found) => Ok(found),
+        Err(cause) => Ok(Some(trouble("mounting again", &cause))),
     }
-    Ok(None)
 }
 
-fn remount(
+/// Each driver mounts each upper: of one upper both must make the same, and a remount by the same driver must
+/// change nothing on the right that it leaves as it is on the left.
+fn compare_remounted(
     setup: &Setup,
-    place: &Place,
-    driver: &Driver,
-    lowers: &[PathBuf],
+    places: &Places,
     clock: Clock,
-    before: &Snapshot,
-    stage: Stage,
-) -> Option<Finding> {
-    let after = place.mount(driver, lowers, &setup.options).and_then(|mounted| {
-        let after = Snapshot::take(mounted.path(), View::Merged, clock)?;
+    merged: &(Snapshot, Snapshot),
+) -> Result<Option<Finding>> {
+    let again = |place: &Place, driver: &Driver| {
+        let mounted = place.mount(driver, &places.lowers, &setup.options)?;
+        let snapshot = Snapshot::take(mounted.path(), View::Merged, clock)
+            .with_context(|| format!("{} as mounted by {driver}", place.upper.display()))?;
         mounted.unmount()?;
-        Ok(after)
-    });
-    let after = match after {
-        Ok(after) => after,
-        Err(cause) => return Some(trouble(&format!("{stage:?}"), &cause)),
+        Ok::<_, anyhow::Error>(snapshot)
     };
-    let found = trees(stage, None, before, &after);
-    if found.is_some() {
-        return found;
+    let right_by_right = again(&places.right, &setup.right)?;
+    let right_by_left = again(&places.right, &setup.left)?;
+    if let found @ Some(_) = trees(Stage::RightUpperAgain, None, &right_by_left, &right_by_right) {
+        return Ok(found);
     }
-    let moved = known::unexplained(Stage::Inodes, moved_inodes(before, &after));
-    (!moved.is_empty()).then_some(Finding::Trees { stage: Stage::Inodes, after: None, differences: moved })
+    let left_by_left = again(&places.left, &setup.left)?;
+    let left_by_right = again(&places.left, &setup.right)?;
+    if let found @ Some(_) = trees(Stage::LeftUpperAgain, None, &left_by_left, &left_by_right) {
+        return Ok(found);
+    }
+    let expected = remount_changes(&merged.0, &left_by_left);
+    let mut changes = remount_changes(&merged.1, &right_by_right);
+    changes.retain(|change| {
+        !expected.iter().any(|other| (&other.path, other.field) == (&change.path, change.field))
+    });
+    let differences = known::unexplained(Stage::Remount, changes);
+    Ok((!differences.is_empty()).then_some(Finding::Trees {
+        stage: Stage::Remount,
+        after: None,
+        differences,
+    }))
+}
+
+fn remount_changes(before: &Snapshot, after: &Snapshot) -> Vec<Difference> {
+    let mut changes = compare(before, after);
+    changes.extend(moved_inodes(before, after));
+    changes
 }
 
 fn shoot_both(clock: Clock, left: &Path, right: &Path) -> Result<(Snapshot, Snapshot), Finding> {
