@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, default_value_t = 1)]
     failures: usize,
     /// Operations in a round, on one pair of mounts
-    #[arg(long, default_value_t = 1500)]
+    #[arg(long, default_value_t = 1000)]
     round: usize,
     /// Seconds to spend on shrinking a failure
     #[arg(long, default_value_t = 60)]

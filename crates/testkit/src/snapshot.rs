@@ -139,7 +139,7 @@ impl Snapshot {
         let mut walk = Walk { root, view, clock, found: BTreeMap::new(), ghosts: BTreeSet::new() };
         let stat =
             statat(CWD, root, AtFlags::SYMLINK_NOFOLLOW).with_context(|| root.display().to_string())?;
-        walk.entry(Vec::new(), &stat, Vec::new())?;
+        walk.entry(b"", &stat, Vec::new())?;
         let mut entries = walk.found;
         name_inode_classes(&mut entries, view);
         Ok(Self { entries, ghosts: walk.ghosts })
@@ -193,12 +193,12 @@ impl Walk<'_> {
         if relative.is_empty() { self.root.to_owned() } else { self.root.join(OsStr::from_bytes(relative)) }
     }
 
-    fn entry(&mut self, relative: Vec<u8>, stat: &Stat, listing: Vec<String>) -> Result<()> {
-        let path = self.path(&relative);
+    fn entry(&mut self, relative: &[u8], stat: &Stat, listing: Vec<String>) -> Result<()> {
+        let path = self.path(relative);
         let shot = self.shot(&path, stat, listing).with_context(|| format!("reading {}", path.display()))?;
-        self.found.insert(relative.clone(), shot);
+        self.found.insert(relative.to_vec(), shot);
         if FileType::from_raw_mode(stat.st_mode).is_dir() {
-            self.children(&relative).with_context(|| format!("listing {}", path.display()))?;
+            self.children(relative).with_context(|| format!("listing {}", path.display()))?;
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ impl Walk<'_> {
                 }
                 stat => stat.with_context(|| shown.clone())?,
             };
-            self.entry(child, &stat, listing_faults(&listed, &stat))?;
+            self.entry(&child, &stat, listing_faults(&listed, &stat))?;
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl Walk<'_> {
             mode: stat.st_mode,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            nlink: stat.st_nlink as u64,
+            nlink: link_count(stat),
             size: if kind.is_file() || kind.is_symlink() { u64::try_from(stat.st_size)? } else { 0 },
             rdev: if device { stat.st_rdev } else { 0 },
             atime: self.clock.stamp(stat.st_atime, stat.st_atime_nsec),
@@ -301,6 +301,12 @@ impl Shot {
     pub fn is_whiteout(&self) -> bool {
         FileType::from_raw_mode(self.mode).is_char_device() && self.rdev == 0
     }
+}
+
+/// The link count, which is not a `u64` on every architecture.
+#[allow(clippy::unnecessary_cast, reason = "necessary elsewhere")]
+pub fn link_count(stat: &Stat) -> u64 {
+    stat.st_nlink as u64
 }
 
 /// The names of all extended attributes, in the order given.

@@ -5,7 +5,7 @@
 use super::listing;
 use super::op::{LockArg, On, Op, PathArg, Step, TimeArg};
 use super::outcome::{Outcome, StatShot, or_failed};
-use crate::snapshot::Clock;
+use crate::snapshot::{Clock, link_count};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     self, Access, AtFlags, CWD, FileType, FlockOperation, Gid, Mode, OFlags, RenameFlags, Timespec,
@@ -166,7 +166,7 @@ impl Side {
                 mode: stat.st_mode,
                 uid: stat.st_uid,
                 gid: stat.st_gid,
-                nlink: stat.st_nlink as u64,
+                nlink: link_count(&stat),
                 size: if sized { u64::try_from(stat.st_size).unwrap_or(u64::MAX) } else { 0 },
                 rdev: if device { stat.st_rdev } else { 0 },
                 times: [
@@ -314,7 +314,8 @@ impl Side {
     }
 }
 
-fn parent(path: &PathArg) -> PathArg {
+/// The path less its last component.
+pub(super) fn parent(path: &PathArg) -> PathArg {
     let end = path.0.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
     PathArg(path.0.get(..end).unwrap_or_default().to_vec())
 }

@@ -1,6 +1,6 @@
 //! Random lower layers, over the same names as the operations.
 
-use super::generate::{acl, mode, moment, name, pick, xattr};
+use super::generate::{Sort, acl, mode, moment, name, pick, xattr};
 use super::op::PathArg;
 use crate::acl as posix_acl;
 use crate::layer::{Kind, Namespace, TreeSpec};
@@ -49,39 +49,45 @@ impl Layer<'_> {
     }
 
     fn fill(&mut self, dir: &[u8], depth: u32, left: &mut usize) {
-        let here = self.rng.usize(1..8);
+        let here = self.rng.usize(2..9);
         for _ in 0..here {
-            let name = name(self.rng);
+            let sort = if depth > 0 && self.rng.u32(..5) < 2 { Sort::Dir } else { Sort::File };
+            let name = name(self.rng, sort);
             let path = if dir.is_empty() { name } else { [dir, b"/", name.as_slice()].concat() };
             if *left == 0 || !self.taken.insert(path.clone()) {
                 continue;
             }
             *left -= 1;
-            self.entry(&path, depth, left);
+            match self.rng.u32(..10) {
+                0 => self.add(&path, Kind::Char(0, 0)),
+                _ if sort == Sort::Dir => self.directory(&path, depth, left),
+                _ => self.not_directory(&path),
+            }
         }
     }
 
-    fn entry(&mut self, path: &[u8], depth: u32, left: &mut usize) {
-        match self.rng.u32(..100) {
-            0..45 if depth > 0 => {
-                self.add(path, Kind::Dir);
-                if self.rng.u32(..8) == 0 {
-                    let namespace = self.namespace;
-                    self.change(|spec, _| spec.opaque(namespace));
-                }
-                if self.rng.u32(..8) == 0 {
-                    self.change(|spec, rng| spec.xattr(posix_acl::DEFAULT, valid_acl(rng)));
-                }
-                self.attributes(true);
-                self.fill(path, depth - 1, left);
-            }
-            0..76 => self.file(path),
-            76..82 => {
-                let target = name(self.rng);
+    fn directory(&mut self, path: &[u8], depth: u32, left: &mut usize) {
+        self.add(path, Kind::Dir);
+        if self.rng.u32(..8) == 0 {
+            let namespace = self.namespace;
+            self.change(|spec, _| spec.opaque(namespace));
+        }
+        if self.rng.u32(..8) == 0 {
+            self.change(|spec, rng| spec.xattr(posix_acl::DEFAULT, valid_acl(rng)));
+        }
+        self.attributes(Sort::Dir, true);
+        self.fill(path, depth - 1, left);
+    }
+
+    fn not_directory(&mut self, path: &[u8]) {
+        match self.rng.u32(..20) {
+            0..14 => self.file(path),
+            14 | 15 => {
+                let sort = if self.rng.bool() { Sort::Dir } else { Sort::File };
+                let target = name(self.rng, sort);
                 self.add(path, Kind::Symlink(target));
             }
-            82..90 => self.add(path, Kind::Char(0, 0)),
-            90..95 if !self.files.is_empty() => {
+            16 | 17 if !self.files.is_empty() => {
                 let of = pick(self.rng, &self.files);
                 self.add(path, Kind::HardLink(of));
             }
@@ -93,7 +99,7 @@ impl Layer<'_> {
                 };
                 let kind = pick(self.rng, kinds);
                 self.add(path, kind);
-                self.attributes(false);
+                self.attributes(Sort::File, false);
             }
         }
     }
@@ -112,7 +118,7 @@ impl Layer<'_> {
         if self.rng.u32(..8) == 0 {
             self.change(|spec, rng| spec.xattr(posix_acl::ACCESS, valid_acl(rng)));
         }
-        self.attributes(true);
+        self.attributes(Sort::File, true);
     }
 
     fn add(&mut self, path: &[u8], kind: Kind) {
@@ -126,10 +132,10 @@ impl Layer<'_> {
         self.spec = change(spec, self.rng);
     }
 
-    fn attributes(&mut self, user_xattrs: bool) {
+    fn attributes(&mut self, sort: Sort, user_xattrs: bool) {
         let has_acl = self.spec.entries.last().is_some_and(|entry| !entry.xattrs.is_empty());
         if !has_acl {
-            self.change(|spec, rng| spec.mode(mode(rng)));
+            self.change(|spec, rng| spec.mode(mode(rng, sort)));
         }
         self.change(|spec, rng| {
             let ids = [0, 0, 1000, 1001];
@@ -156,6 +162,15 @@ fn valid_acl(rng: &mut Rng) -> Vec<u8> {
             return acl;
         }
     }
+}
+
+/// The paths of all layers' entries below `base`, relative to it, each once.
+pub fn paths_below(layers: &[TreeSpec], base: &str) -> Vec<Vec<u8>> {
+    let prefix = if base.is_empty() { String::new() } else { format!("{base}/") };
+    let entries = layers.iter().flat_map(|layer| &layer.entries);
+    let below: BTreeSet<Vec<u8>> =
+        entries.filter_map(|entry| entry.path.strip_prefix(prefix.as_bytes())).map(<[u8]>::to_vec).collect();
+    below.into_iter().collect()
 }
 
 /// An entry in one line.

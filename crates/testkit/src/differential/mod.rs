@@ -26,6 +26,8 @@ use crate::identity::users_are_mapped;
 use crate::layer::Namespace;
 use anyhow::Result;
 use fastrand::Rng;
+use generate::{Generator, Source};
+use op::Step;
 use run::{Progress, Setup};
 use shrink::Minimal;
 use std::fmt::{Display, Formatter};
@@ -54,7 +56,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { seed: 1, operations: 10_000, failures: 1, round: 1500, shrink: Duration::from_secs(60) }
+        Self { seed: 1, operations: 10_000, failures: 1, round: 1000, shrink: Duration::from_secs(60) }
     }
 }
 
@@ -124,10 +126,18 @@ fn round(
     let bounds = generate::Bounds { users: users_are_mapped(), may_climb: config.threads == 1 };
     let setup = setup(config, &mut rng);
     let each = plan.round / config.threads.max(1);
-    let steps: Vec<_> = setup.bases.iter().map(|_| generate::steps(&mut rng, bounds, each)).collect();
+    let mut sources: Vec<Source<'_>> = setup
+        .bases
+        .iter()
+        .map(|base| {
+            let paths = layers::paths_below(&setup.layers, base);
+            Source::Random(Box::new(Generator::new(rng.fork(), bounds, paths, each)))
+        })
+        .collect();
     // Others must be able to come as far as the mount point.
     std::fs::set_permissions(arena.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    let Some(finding) = run::case(&setup, arena.path(), &steps, progress)? else { return Ok(None) };
+    let Some(finding) = run::case(&setup, arena.path(), &mut sources, progress)? else { return Ok(None) };
+    let steps: Vec<Vec<Step>> = sources.into_iter().map(Source::into_steps).collect();
     shrink::shrink(&setup, arena.path(), &steps, finding, plan.shrink).map(Some)
 }
 

@@ -29,6 +29,17 @@ pub enum Outcome {
     Broken(String),
 }
 
+impl Outcome {
+    /// Whether the operation itself succeeded.
+    pub fn succeeded(&self) -> bool {
+        match self {
+            Outcome::Several(outcomes) => outcomes.first().is_some_and(Outcome::succeeded),
+            Outcome::Failed(_) | Outcome::NoSlot | Outcome::Broken(_) => false,
+            _ => true,
+        }
+    }
+}
+
 impl Debug for Outcome {
     fn fmt(&self, out: &mut Formatter<'_>) -> std::fmt::Result {
         match self {

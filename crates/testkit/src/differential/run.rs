@@ -5,6 +5,7 @@
 
 use super::apply::Side;
 use super::data;
+use super::generate::Source;
 use super::op::{Op, Step};
 use super::outcome::Outcome;
 use crate::compare::{Difference, compare, moved_inodes};
@@ -127,14 +128,15 @@ pub struct Progress {
     pub steps: AtomicU64,
 }
 
-/// Runs `steps` (of each thread) on fresh mounts in `arena`, a directory that is emptied first.
+/// Runs the steps of each thread's source on fresh mounts in `arena`, where the lowers of a case run before
+/// are used again.
 ///
 /// # Errors
 /// If the case could not be set up. Trouble that the sides make later is a finding.
 pub fn case(
     setup: &Setup,
     arena: &Path,
-    steps: &[Vec<Step>],
+    sources: &mut [Source<'_>],
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     data::prepare();
@@ -142,7 +144,7 @@ pub fn case(
     let clock = Clock::start();
     let untouched = places.shoot_lowers()?;
     let finding = match places.mount_both(setup) {
-        Ok(mounts) => run_mounted(setup, &places, clock, mounts, steps, progress)?,
+        Ok(mounts) => run_mounted(setup, &places, clock, mounts, sources, progress)?,
         Err(cause) => return Err(cause),
     };
     if finding.is_some() {
@@ -233,10 +235,10 @@ fn run_mounted(
     places: &Places,
     clock: Clock,
     (left, right): (Mounted, Mounted),
-    steps: &[Vec<Step>],
+    sources: &mut [Source<'_>],
     progress: &Progress,
 ) -> Result<Option<Finding>> {
-    let found = run_threads(setup, clock, (left.path(), right.path()), steps, progress)?;
+    let found = run_threads(setup, clock, (left.path(), right.path()), sources, progress)?;
     if found.is_some() {
         return Ok(found);
     }
@@ -259,20 +261,20 @@ fn run_threads(
     setup: &Setup,
     clock: Clock,
     roots: (&Path, &Path),
-    steps: &[Vec<Step>],
+    sources: &mut [Source<'_>],
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = steps
-            .iter()
+        let threads: Vec<_> = sources
+            .iter_mut()
             .zip(&setup.bases)
             .enumerate()
-            .map(|(number, (steps, base))| {
+            .map(|(number, (source, base))| {
                 let stop = &stop;
                 scope.spawn(move || {
                     let thread = Thread { setup, clock, number, stop, progress };
-                    let found = thread.run(roots, base, steps);
+                    let found = thread.run(roots, base, source);
                     if !matches!(found, Ok(None)) {
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -298,33 +300,33 @@ struct Thread<'a> {
 }
 
 impl Thread<'_> {
-    fn run(&self, roots: (&Path, &Path), base: &str, steps: &[Step]) -> Result<Option<Finding>> {
+    fn run(&self, roots: (&Path, &Path), base: &str, source: &mut Source<'_>) -> Result<Option<Finding>> {
         let mut identity = Identity::of_this_thread()?;
         let side = |root: &Path| {
             Side::new(root, base, self.clock, self.setup.inodes_identify)
                 .with_context(|| format!("{} cannot be used", root.display()))
         };
         let (mut left, mut right) = (side(roots.0)?, side(roots.1)?);
-        for (index, step) in steps.iter().enumerate() {
-            if self.stop.load(Ordering::Relaxed) {
-                break;
-            }
+        let mut index = 0;
+        while let Some(step) = source.next_step().filter(|_| !self.stop.load(Ordering::Relaxed)) {
             identity.become_user(step.user)?;
             if let Op::Umask(mask) = step.op {
                 identity.set_umask(mask);
             }
-            let results = (left.apply(step), right.apply(step));
+            let results = (left.apply(&step), right.apply(&step));
             self.progress.steps.fetch_add(1, Ordering::Relaxed);
             if !known::accepts(&step.op, &results.0, &results.1) {
-                let (thread, step, results) = (self.number, step.clone(), Box::new(results));
+                let (thread, results) = (self.number, Box::new(results));
                 return Ok(Some(Finding::Results { thread, index, step, results }));
             }
+            source.learn(&step, results.0.succeeded());
             if (index + 1) % self.setup.compare_every == 0 {
                 identity.become_user(User::Root)?;
                 if let found @ Some(_) = self.compare(index, left.base(), right.base()) {
                     return Ok(found);
                 }
             }
+            index += 1;
         }
         identity.become_user(User::Root)?;
         Ok(None)

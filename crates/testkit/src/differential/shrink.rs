@@ -1,5 +1,6 @@
 //! Cuts a failing case down to what is needed for it to fail, by replaying parts of it on fresh mounts.
 
+use super::generate::Source;
 use super::op::Step;
 use super::run::{Finding, Progress, Setup, case};
 use anyhow::Result;
@@ -76,7 +77,8 @@ impl Shrinker<'_> {
     fn still_fails(&mut self, setup: Setup, steps: Vec<Vec<Step>>) -> Result<bool> {
         let layers_changed = setup.layers != self.minimal.setup.layers;
         self.clear_lowers(layers_changed)?;
-        let found = case(&setup, self.arena, &steps, &Progress::default());
+        let mut sources: Vec<Source<'_>> = steps.iter().map(|steps| Source::Replay(steps.iter())).collect();
+        let found = case(&setup, self.arena, &mut sources, &Progress::default());
         let found = match found {
             Ok(found) => found,
             // A layer that cannot be made, say because a hard link's first name was cut away.
