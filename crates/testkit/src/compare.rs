@@ -118,8 +118,8 @@ mod tests {
     use crate::snapshot::{Clock, View};
 
     fn shoot(spec: &TreeSpec) -> Snapshot {
-        let dir = tempfile::tempdir().unwrap();
         let clock = Clock::start();
+        let dir = tempfile::tempdir().unwrap();
         spec.build(dir.path()).unwrap();
         Snapshot::take(dir.path(), View::Merged, clock).unwrap()
     }

@@ -1,5 +1,6 @@
 //! The differential test tested: the kernel's overlayfs does not differ from itself, and does differ from
 //! itself with an option changed.
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use plyfs_testkit::differential::{Config, Plan, survives};
 use plyfs_testkit::mount::Driver;
