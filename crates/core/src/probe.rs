@@ -27,6 +27,8 @@ pub(crate) struct InUseLock(#[expect(dead_code, reason = "held for its lock")] p
 pub(crate) struct Options {
     pub namespace: Namespace,
     pub features: Features,
+    /// The next mount must know that a crash may have cost data.
+    pub volatile: bool,
 }
 
 /// Resolves the options against each other and against the privileges of this process.
@@ -52,7 +54,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
             && effective.xino != Xino::On,
         uuid: !matches!(effective.uuid, UuidMode::Off | UuidMode::Null),
     };
-    Ok(Options { namespace: effective.namespace, features })
+    Ok(Options { namespace: effective.namespace, features, volatile: effective.volatile })
 }
 
 /// Opens the lower layers, topmost first. Where it is allowed each gets a read-only mount of its own, without what is
@@ -134,6 +136,9 @@ pub(crate) fn upper(
         };
         return Err(AssembleError::Unsuitable { path: paths.upper.clone(), what });
     }
+    if options.volatile {
+        mark_volatile(&work).map_err(fail_work)?;
+    }
     fs_index(devices, &stat);
     let upper = Upper::new(root, work, paths.upper.clone(), abilities, settings.faults.clone());
     Ok((upper, locks))
@@ -175,6 +180,7 @@ fn fresh_work(workdir: &DirMut, path: &Path) -> Assembled<DirMut> {
     let name = Name::new(b"work").map_err(|_| fail(Errno::INVAL))?;
     match workdir.child_mut(name) {
         Ok(old) => {
+            make_usable(&old).map_err(fail)?;
             if has_incompat(&old).map_err(fail)? {
                 return Err(AssembleError::Volatile { path: path.to_owned() });
             }
@@ -185,7 +191,30 @@ fn fresh_work(workdir: &DirMut, path: &Path) -> Assembled<DirMut> {
         Err(errno) => return Err(fail(errno)),
     }
     workdir.create_dir(name, 0).map_err(fail)?;
-    workdir.child_mut(name).map_err(fail)
+    let work = workdir.child_mut(name).map_err(fail)?;
+    make_usable(&work).map_err(fail)?;
+    Ok(work)
+}
+
+/// A directory of mode 0, as the kernel makes it, serves only who may pass over modes. An ordinary user needs more.
+fn make_usable(dir: &DirMut) -> Result<()> {
+    match dir.stat_at(Name::new(b"incompat").map_err(|_| Errno::INVAL)?) {
+        Err(Errno::ACCESS) => dir.chmod_self(0o700),
+        _ => Ok(()),
+    }
+}
+
+/// Leaves `incompat/volatile/dirty` in work, where [`fresh_work`] and the kernel will look for it. It outlives the mount.
+fn mark_volatile(work: &DirMut) -> Result<()> {
+    let name = |text: &'static [u8]| Name::new(text).map_err(|_| Errno::INVAL);
+    let (incompat, volatile) = (name(b"incompat")?, name(b"volatile")?);
+    work.create_dir(incompat, 0)?;
+    let incompat = work.child_mut(incompat)?;
+    make_usable(&incompat)?;
+    incompat.create_dir(volatile, 0)?;
+    let volatile = incompat.child_mut(volatile)?;
+    make_usable(&volatile)?;
+    volatile.create_file(name(b"dirty")?, OFlags::WRONLY, 0).map(drop)
 }
 
 fn has_incompat(work: &DirMut) -> Result<bool> {

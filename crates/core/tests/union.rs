@@ -39,7 +39,8 @@ impl Stack {
     fn open(&self) -> Overlay {
         let root = self.dir.path().display();
         let lowers: Vec<String> = (0..self.lowers).map(|number| format!("{root}/l{number}")).collect();
-        let text = format!("lowerdir={},upperdir={root}/u,workdir={root}/w", lowers.join(":"));
+        let text =
+            format!("lowerdir={},upperdir={root}/u,workdir={root}/w,redirect_dir=on", lowers.join(":"));
         let spec = StackSpec::parse(&[text]).unwrap().spec;
         Overlay::assemble(&spec, &Settings::default()).unwrap()
     }
