@@ -1,0 +1,92 @@
+//! `plyfs list`: the plyfs mounts of the mount table, with what their daemons noted about them.
+
+use std::io::Write;
+
+use plyfs_sys::mountinfo::{self, MountInfo};
+use serde_json::{Value, json};
+
+use crate::failure::{Context, Outcome};
+use crate::paint::Paint;
+use crate::registry::{self, Note};
+
+/// The type that plyfs has in the mount table.
+pub const FSTYPE: &str = "fuse.plyfs";
+
+/// A plyfs mount, with its daemon's note where there is one.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The entry in the mount table.
+    pub mount: MountInfo,
+    /// What its daemon noted.
+    pub note: Option<Note>,
+}
+
+/// All plyfs mounts in this mount namespace, in the mount table's order.
+pub fn mounted() -> Outcome<Vec<Mounted>> {
+    let mounts = mountinfo::read().context(|| "/proc/self/mountinfo")?;
+    let notes = registry::notes();
+    let ours = mounts.into_iter().filter(|mount| mount.fstype == FSTYPE);
+    Ok(ours.map(|mount| Mounted { note: note_of(&mount, &notes), mount }).collect())
+}
+
+/// `plyfs list`.
+pub fn list(as_json: bool, out: &mut dyn Write) -> Outcome<()> {
+    let mounted = mounted()?;
+    if as_json {
+        let all: Vec<Value> = mounted.iter().map(to_json).collect();
+        writeln!(out, "{}", Value::from(all))?;
+        return Ok(());
+    }
+    if mounted.is_empty() {
+        eprintln!("plyfs: nothing is mounted");
+    }
+    let paint = Paint::for_stream(&std::io::stdout());
+    for one in &mounted {
+        print(one, paint, out)?;
+    }
+    Ok(())
+}
+
+fn note_of(mount: &MountInfo, notes: &[Note]) -> Option<Note> {
+    let device = device(mount);
+    notes.iter().find(|note| note.device == device).cloned()
+}
+
+/// The mount's device as [`Note::device`] spells it.
+pub fn device(mount: &MountInfo) -> String {
+    format!("{}:{}", mount.major, mount.minor)
+}
+
+fn print(one: &Mounted, paint: Paint, out: &mut dyn Write) -> Outcome<()> {
+    let mode = if one.mount.has_option("ro") { "read-only" } else { "writable" };
+    writeln!(out, "{}", paint.bold(&one.mount.target.display().to_string()))?;
+    let Some(note) = &one.note else {
+        writeln!(out, "  {mode}; its daemon belongs to another user or namespace")?;
+        return Ok(());
+    };
+    writeln!(out, "  {mode}, daemon {}", note.pid)?;
+    if let Some(upper) = &note.upper {
+        writeln!(out, "  upper  {upper}")?;
+    }
+    for (number, lower) in note.lowers.iter().enumerate() {
+        writeln!(out, "  {}  {lower}", if number == 0 { "lower" } else { "     " })?;
+    }
+    Ok(())
+}
+
+fn to_json(one: &Mounted) -> Value {
+    let mut value = json!({
+        "target": one.mount.target.to_string_lossy(),
+        "source": one.mount.source.to_string_lossy(),
+        "device": device(&one.mount),
+        "read_only": one.mount.has_option("ro"),
+    });
+    if let (Some(object), Some(note)) = (value.as_object_mut(), &one.note) {
+        object.insert("pid".to_owned(), json!(note.pid));
+        object.insert("lowers".to_owned(), json!(note.lowers));
+        object.insert("upper".to_owned(), json!(note.upper));
+        object.insert("work".to_owned(), json!(note.work));
+        object.insert("options".to_owned(), json!(note.options));
+    }
+    value
+}

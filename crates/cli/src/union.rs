@@ -1,0 +1,70 @@
+//! From mount options to a mounted union: what `plyfs mount` and `plyfs try` have in common.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use plyfs_core::{Overlay, Settings};
+use plyfs_format::StackSpec;
+use plyfs_format::spec::{Atime, MountFlags};
+use plyfs_fuse::{Flags, MountOptions, Session};
+
+use crate::failure::{Context, Failure, Outcome};
+
+/// Reads `-o` strings. What is accepted without effect goes to the log.
+pub fn parse(options: &[OsString]) -> Outcome<StackSpec> {
+    let parsed = StackSpec::parse(options).map_err(|error| Failure::new(error.to_string()))?;
+    for ignored in &parsed.ignored {
+        tracing::info!("option without effect: {ignored}");
+    }
+    Ok(parsed.spec)
+}
+
+/// Assembles the stack and mounts it on `target`. Relative paths are taken from the working directory. Nothing is left
+/// mounted after a failure.
+pub fn mount(spec: &StackSpec, target: &Path, source: Option<&OsStr>) -> Outcome<Session> {
+    let overlay =
+        Overlay::assemble(spec, &Settings::default()).map_err(|error| Failure::new(error.to_string()))?;
+    let mut options = session_options(spec);
+    if let Some(source) = source {
+        options.source = source.to_string_lossy().into_owned();
+    }
+    Session::mount(overlay, target, &options).context(|| target.display().to_string())
+}
+
+/// The options of the FUSE session.
+fn session_options(spec: &StackSpec) -> MountOptions {
+    let options = &spec.options;
+    let defaults = MountOptions::default();
+    MountOptions {
+        source: options.fsname.as_ref().map_or(defaults.source, |name| name.to_string_lossy().into_owned()),
+        subtype: defaults.subtype,
+        // As the kernel's overlay: what root mounts is there for all.
+        allow_other: options.allow_other || options.allow_root || rustix::process::geteuid().is_root(),
+        flags: flags(&options.mount),
+        timeout: options.timeout,
+        acl: !options.noacl,
+        passthrough: defaults.passthrough,
+        writeback: options.writeback.unwrap_or(defaults.writeback),
+        fsync: options.fsync.unwrap_or(true) && !options.volatile,
+        threads: match options.threaded {
+            Some(false) => Some(1),
+            _ => defaults.threads,
+        },
+        max_write: options.max_write.unwrap_or(defaults.max_write),
+    }
+}
+
+fn flags(mount: &MountFlags) -> Flags {
+    Flags {
+        read_only: mount.read_only.unwrap_or(false),
+        nosuid: mount.nosuid.unwrap_or(false),
+        nodev: mount.nodev.unwrap_or(false),
+        noexec: mount.noexec.unwrap_or(false),
+        noatime: mount.atime == Some(Atime::NoAtime),
+        nodiratime: mount.nodiratime.unwrap_or(false),
+        relatime: mount.atime == Some(Atime::RelAtime),
+        strictatime: mount.atime == Some(Atime::StrictAtime),
+        sync: mount.sync.unwrap_or(false),
+        dirsync: mount.dirsync,
+    }
+}
