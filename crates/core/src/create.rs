@@ -310,7 +310,7 @@ impl Overlay {
         let file = made.file.map(Arc::new);
         let node = {
             let mut state = dir.state.lock();
-            state.generation += 1;
+            state.changed();
             self.list_upper(&mut state, name, &stat);
             self.make_node(parent, &mut state, name, found)
         };
@@ -328,6 +328,9 @@ fn nothing_below(dir: &DirBody, hash: u64, name: &[u8]) -> bool {
     let state = dir.state.lock();
     if state.removed {
         return false;
+    }
+    if state.absent == Some(hash) {
+        return true;
     }
     let unlisted =
         state.listing.as_ref().is_some_and(|listing| listing.get(Listing::cookie(hash), name).is_none());

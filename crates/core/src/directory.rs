@@ -53,6 +53,9 @@ pub(crate) struct DirState {
     children: HashTable<Child>,
     /// The complete merged listing, while it is cached.
     pub listing: Option<Box<Listing>>,
+    /// The hash of the name that was last found absent, with no whiteout or mark in upper, since the last change of a name:
+    /// a creation or rename of that name comes right after.
+    pub absent: Option<u64>,
     /// Counts changes of names, so that a lookup or a listing that ran beside one is repeated.
     pub generation: u64,
     /// Nobody may create here any more.
@@ -85,6 +88,12 @@ impl DirBody {
 }
 
 impl DirState {
+    /// Notes that a name changed.
+    pub fn changed(&mut self) {
+        self.generation += 1;
+        self.absent = None;
+    }
+
     /// The node known under a name.
     pub fn child(&self, table: &NodeTable, parent: NodeId, name: &[u8]) -> Option<Arc<Node>> {
         let hash = table.hash_name(name) as u32;

@@ -45,7 +45,9 @@ impl Overlay {
 
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
-        drop(self.handles.remove(handle));
+        if let Some(open) = self.handles.remove(handle) {
+            self.idle.keep(Arc::clone(&open.file.lock()));
+        }
     }
 
     /// Reads at an offset; fewer bytes than asked for only at the end of the file.

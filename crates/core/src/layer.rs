@@ -54,6 +54,11 @@ impl OciMarks {
         self.0.get().copied().unwrap_or(true)
     }
 
+    /// Whether there are any, if that is known.
+    pub fn known(&self) -> Option<bool> {
+        self.0.get().copied()
+    }
+
     /// Notes what a complete listing of the directory showed.
     pub fn learn(&self, any: bool) {
         self.0.get_or_init(|| any);

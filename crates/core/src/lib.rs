@@ -43,6 +43,7 @@ mod error;
 mod fd_cache;
 mod file;
 mod handle;
+mod idle;
 mod ino;
 mod layer;
 mod link;

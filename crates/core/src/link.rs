@@ -50,7 +50,7 @@ impl Overlay {
         let stat = file.stat()?;
         self.table.add_link(stat.ino, node.id);
         let mut state = dir.state.lock();
-        state.generation += 1;
+        state.changed();
         self.list_upper(&mut state, &shared, &stat);
         self.attach(&parent, &mut state, &shared, &node);
         node.lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -67,8 +67,12 @@ impl Overlay {
             let name = Arc::clone(shared.get_or_insert_with(|| name.into()));
             let found = match self.resolve(parent, dir, &name) {
                 Ok(Resolution::Found(found)) => found,
-                Ok(Resolution::Absent | Resolution::Whiteout) => {
-                    if dir.state.lock().generation == generation {
+                Ok(nothing @ (Resolution::Absent | Resolution::Whiteout)) => {
+                    let mut state = dir.state.lock();
+                    if state.generation == generation {
+                        // A listing does not tell an absent name from one that a whiteout hides.
+                        let certain = matches!(nothing, Resolution::Absent) && state.listing.is_none();
+                        state.absent = certain.then(|| self.table.hash_name(&name));
                         return Ok(None);
                     }
                     continue;

@@ -3,6 +3,7 @@
 //! Reads layers; keeps no state and makes no node (`lookup.rs` does). The kernel's counterpart is
 //! `fs/overlayfs/namei.c`.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -152,7 +153,7 @@ impl Overlay {
             Ok(stat) => stat,
             Err(Errno::NOENT) => {
                 let merged = !dir.lowers.is_empty();
-                let marked = merged && upper.oci_marks.possible() && whiteout::is_marked(&fd, name)?;
+                let marked = merged && self.may_be_marked(upper, &fd)? && whiteout::is_marked(&fd, name)?;
                 return Ok(marked.then_some(Resolution::Whiteout));
             }
             Err(error) => return Err(error),
@@ -167,6 +168,20 @@ impl Overlay {
             self.upper_leaf(dir, &fd, name, stat, impure)?
         };
         Ok(Some(Resolution::Found(found)))
+    }
+
+    /// Whether upper may hold a `.wh.` mark here. Found out by listing the directory once, since it rarely does.
+    pub(crate) fn may_be_marked(&self, upper: &UpperDir, fd: &Dir) -> Result<bool> {
+        if let Some(known) = upper.oci_marks.known() {
+            return Ok(known);
+        }
+        let mut any = false;
+        fd.list()?.for_each(|entry| {
+            any |= entry.name.starts_with(plyfs_format::whiteout::WHITEOUT_PREFIX);
+            if any { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        upper.oci_marks.learn(any);
+        Ok(any)
     }
 
     fn upper_directory(&self, parent: &DirBody, fd: &Dir, name: Name<'_>, stat: Stat) -> Result<Found> {

@@ -16,6 +16,7 @@ use crate::directory::{DirBody, UpperDir};
 use crate::error::AssembleError;
 use crate::fd_cache::{FdCache, Slot};
 use crate::handle::Handles;
+use crate::idle::IdleFiles;
 use crate::ino::{FsIndex, InoSpace};
 use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::node::{Body, Node};
@@ -54,6 +55,7 @@ pub struct Overlay {
     pub(crate) cache: FdCache,
     pub(crate) tree: RwLock<()>,
     pub(crate) listings: ListingBudget,
+    pub(crate) idle: IdleFiles,
     root: Arc<Node>,
     ino: InoSpace,
     forgotten: AtomicUsize,
@@ -109,6 +111,7 @@ impl Overlay {
             cache: FdCache::new(settings.open_directories),
             tree: RwLock::new(()),
             listings: ListingBudget::default(),
+            idle: IdleFiles::default(),
             root,
             ino,
             forgotten: AtomicUsize::new(0),

@@ -258,7 +258,7 @@ impl Overlay {
     pub(crate) fn mark_listed_upper(&self, dir: &DirBody, name: &[u8]) {
         let cookie = Listing::cookie(self.table.hash_name(name));
         let mut state = dir.state.lock();
-        state.generation += 1;
+        state.changed();
         if let Some(listed) = state.listing.as_mut().and_then(|listing| listing.get_mut(cookie, name)) {
             listed.source = 0;
         }

@@ -73,7 +73,7 @@ impl Overlay {
     /// Takes a removed name out of what is known.
     pub(crate) fn forget_name(&self, parent: &Arc<Node>, dir: &DirBody, name: &[u8], node: &Node) {
         let mut state = dir.state.lock();
-        state.generation += 1;
+        state.changed();
         self.unlist(&mut state, name);
         self.detach(parent, &mut state, name, node);
     }

@@ -66,6 +66,7 @@ impl Overlay {
         check_name(name)?;
         let node = match self.known_child(&parent, name) {
             Some(node) => Some(node),
+            None if was_absent(&parent, self.table.hash_name(name)) => None,
             None => self.lookup_node(&parent, name)?.map(|(node, _)| node),
         };
         Ok(End { parent, name: name.into(), node })
@@ -140,11 +141,12 @@ impl Overlay {
         let (from, to) = (self.upper_dir(&old.parent)?, self.upper_dir(&new.parent)?);
         let (old_name, new_name) = (old.checked()?, new.checked()?);
         let leaves_whiteout = self.lower_has(old.dir()?, &old.name)?;
-        let over_whiteout = match to.stat_at(new_name) {
-            Ok(stat) => stat.is_whiteout(),
-            Err(Errno::NOENT) => false,
-            Err(error) => return Err(error),
-        };
+        let over_whiteout = !was_absent(&new.parent, self.table.hash_name(&new.name))
+            && match to.stat_at(new_name) {
+                Ok(stat) => stat.is_whiteout(),
+                Err(Errno::NOENT) => false,
+                Err(error) => return Err(error),
+            };
         let _tree = moved.is_dir().then(|| self.tree.write());
         if over_whiteout && (leaves_whiteout || moved.is_dir()) {
             // The whiteout goes where the source was, and from there if nothing is to be hidden.
@@ -265,7 +267,7 @@ impl Overlay {
 
     fn give_name(&self, end: &End, node: &Arc<Node>) -> Result<()> {
         let mut state = end.dir()?.state.lock();
-        state.generation += 1;
+        state.changed();
         self.list_moved(&mut state, &end.name, node);
         self.attach(&end.parent, &mut state, &end.name, node);
         Ok(())
@@ -316,6 +318,11 @@ fn rename_with_whiteout(
     }
     upper.rename(from, old, to, new, RenameFlags::empty())?;
     upper.whiteout(from, old)
+}
+
+/// Whether the name was just found absent, in upper too.
+fn was_absent(parent: &Node, hash: u64) -> bool {
+    parent.as_dir().is_some_and(|dir| dir.state.lock().absent == Some(hash))
 }
 
 /// Whether a directory lies beneath another.
