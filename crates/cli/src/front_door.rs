@@ -111,7 +111,9 @@ impl Seen {
         let mut operands = std::mem::take(&mut self.operands).into_iter();
         self.mount.operands = match (operands.next(), operands.next(), operands.next()) {
             (None, _, _) => {
-                return Err(Failure::usage("no mount point: give the directory to mount on as last argument"));
+                return Err(Failure::usage(
+                    "no mount point: give the directory to mount on as last argument",
+                ));
             }
             (Some(target), None, _) => vec![target],
             (Some(source), Some(target), None) => vec![source, target],

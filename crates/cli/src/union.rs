@@ -21,9 +21,13 @@ pub fn parse(options: &[OsString]) -> Outcome<StackSpec> {
 
 /// Assembles the stack and mounts it on `target`. Relative paths are taken from the working directory. Nothing is left
 /// mounted after a failure.
-pub fn mount(spec: &StackSpec, target: &Path, source: Option<&OsStr>) -> Outcome<Session> {
-    let overlay =
-        Overlay::assemble(spec, &Settings::default()).map_err(|error| Failure::new(error.to_string()))?;
+pub fn mount(
+    spec: &StackSpec,
+    settings: &Settings,
+    target: &Path,
+    source: Option<&OsStr>,
+) -> Outcome<Session> {
+    let overlay = Overlay::assemble(spec, settings).map_err(|error| Failure::new(error.to_string()))?;
     let mut options = session_options(spec);
     if let Some(source) = source {
         options.source = source.to_string_lossy().into_owned();

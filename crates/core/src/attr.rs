@@ -125,13 +125,14 @@ impl Overlay {
 
     /// What `stat` reports for a node whose object has these attributes.
     pub(crate) fn compose(&self, node: &Node, stat: &Stat) -> Attr {
+        let (uid, gid) = self.owners.of(stat);
         let merged = node.as_dir().is_some_and(crate::directory::DirBody::is_merged);
         Attr {
             ino: node.ino(),
             mode: stat.mode,
             nlink: if merged { 1 } else { stat.nlink },
-            uid: stat.uid,
-            gid: stat.gid,
+            uid,
+            gid,
             rdev: (stat.rdev_major, stat.rdev_minor),
             size: stat.size,
             blocks: stat.blocks,

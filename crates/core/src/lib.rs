@@ -53,6 +53,7 @@ mod merge;
 mod node;
 mod object;
 mod overlay;
+mod owner;
 mod probe;
 mod readdir;
 mod redirect;

@@ -20,6 +20,7 @@ use crate::idle::IdleFiles;
 use crate::ino::{FsIndex, InoSpace};
 use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::node::{Body, Node};
+use crate::owner::Owners;
 use crate::probe;
 use crate::readdir::ListingBudget;
 use crate::table::NodeTable;
@@ -35,11 +36,19 @@ pub struct Settings {
     pub open_directories: usize,
     /// How long assembly waits for another mount to let go of the upper directory: a daemon that is just ending.
     pub wait_for_upper: Duration,
+    /// Owner and group of objects whose own are not mapped in the mounter's user namespace: shown so, and given to their
+    /// copies, without set-id bits. `None`: shown as reported, and a copy-up is `EOVERFLOW`, as in the kernel.
+    pub unmapped_owner: Option<(u32, u32)>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { faults: Faults::new(), open_directories: 4096, wait_for_upper: Duration::from_secs(3) }
+        Self {
+            faults: Faults::new(),
+            open_directories: 4096,
+            wait_for_upper: Duration::from_secs(3),
+            unmapped_owner: None,
+        }
     }
 }
 
@@ -50,6 +59,7 @@ pub struct Overlay {
     pub(crate) upper: Option<Upper>,
     pub(crate) namespace: Namespace,
     pub(crate) features: Features,
+    pub(crate) owners: Owners,
     pub(crate) table: NodeTable,
     pub(crate) handles: Handles,
     pub(crate) cache: FdCache,
@@ -106,6 +116,7 @@ impl Overlay {
             upper,
             namespace: options.namespace,
             features: options.features,
+            owners: Owners::new(settings.unmapped_owner),
             table,
             handles: Handles::default(),
             cache: FdCache::new(settings.open_directories),

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use plyfs_core::Settings;
 use plyfs_fuse::Session;
 use plyfs_sys::{mountinfo, process};
 use rustix::pipe::PipeFlags;
@@ -120,7 +121,7 @@ impl Mounted {
     fn new(request: &Request<'_>) -> Outcome<Self> {
         process::fill_standard_descriptors().context(|| "cannot open /dev/null")?;
         process::raise_descriptor_limit().context(|| "cannot raise the limit of open files")?;
-        let session = union::mount(&request.spec, request.target, request.source)?;
+        let session = union::mount(&request.spec, &Settings::default(), request.target, request.source)?;
         let note = leave_note(request).unwrap_or_else(|error| {
             tracing::warn!("plyfs list will not know the layers: {error}");
             None

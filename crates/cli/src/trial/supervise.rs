@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use plyfs_core::Settings;
 use plyfs_format::Namespace;
 use plyfs_format::spec::{Options, RedirectDir, StackSpec, UpperSpec};
 use plyfs_fuse::Running;
@@ -157,7 +158,6 @@ impl<'a> Trial<'a> {
         let mut options = Options {
             userxattr: namespace == Namespace::User,
             redirect_dir: Some(RedirectDir::On),
-            squash_to_root: self.user,
             volatile: self.keep.is_none(),
             allow_other: true,
             ..Options::default()
@@ -169,7 +169,9 @@ impl<'a> Trial<'a> {
             upper: Some(layer.upper.clone()),
             options,
         };
-        let session = union::mount(&spec, target, None)?;
+        // In a user namespace the machine's own files belong to nobody it knows: to its root, then.
+        let settings = Settings { unmapped_owner: self.user.then_some((0, 0)), ..Settings::default() };
+        let session = union::mount(&spec, &settings, target, None)?;
         session.spawn().context(|| target.display().to_string())
     }
 

@@ -34,7 +34,8 @@ impl Overlay {
     ) -> Result<()> {
         let upper = self.require_upper()?;
         let nosuid = self.lowers.get(usize::from(from.layer)).is_some_and(|layer| layer.nosuid);
-        upper.chown(to, Some(from.stat.uid), Some(from.stat.gid)).map_err(|error| match error {
+        let (uid, gid) = self.owners.of(&from.stat);
+        upper.chown(to, Some(uid), Some(gid)).map_err(|error| match error {
             // An id that this user namespace does not know.
             Errno::INVAL => Errno::OVERFLOW,
             other => other,
@@ -44,7 +45,8 @@ impl Overlay {
             self.set_origin(from, to)?;
         }
         if from.stat.kind() != FileKind::Symlink {
-            let keep = if nosuid && from.stat.kind() == FileKind::Regular { 0o1777 } else { 0o7777 };
+            let foreign = nosuid || self.owners.differ(&from.stat);
+            let keep = if foreign && from.stat.kind() == FileKind::Regular { 0o1777 } else { 0o7777 };
             upper.chmod(to, from.stat.mode & keep)?;
         }
         upper.utimens(to, Times::of(&from.stat))
