@@ -42,18 +42,18 @@ impl Overlay {
             None => Depth::Metadata,
         };
         self.ensure(&node, depth)?;
+        let object = self.upper_object(&node)?;
+        if set.kill_priv || *set == SetAttr::default() {
+            self.strip_privileges(&object)?;
+        }
         if let Some(size) = set.size {
             self.set_size(&node, handle, size)?;
         }
-        let object = self.upper_object(&node)?;
         if set.uid.is_some() || set.gid.is_some() {
             upper.chown(&object, set.uid, set.gid)?;
         }
         if let Some(mode) = set.mode {
             upper.chmod(&object, mode & 0o7777)?;
-        }
-        if set.kill_priv || *set == SetAttr::default() {
-            self.strip_privileges(&object)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             upper.utimens(&object, Times { atime: to_sys(set.atime), mtime: to_sys(set.mtime) })?;

@@ -1,7 +1,7 @@
 //! Creating files, directories, symlinks and special files.
 //!
 //! A new object appears at once and whole: directly under its name, or, where a whiteout has the name, made in work and
-//! exchanged with it. The kernel's counterparts are `ovl_create_upper` and `ovl_create_over_whiteout`.
+//! put in its place. The kernel's counterparts are `ovl_create_upper` and `ovl_create_over_whiteout`.
 
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ use crate::overlay::Overlay;
 use crate::upper::{New, Upper, UpperObject};
 use crate::whiteout;
 
+const S_IFMT: u32 = 0o170_000;
+const S_IFCHR: u32 = 0o020_000;
 const S_IFREG: u32 = 0o100_000;
 const S_ISGID: u32 = 0o2000;
 
@@ -43,7 +45,8 @@ impl Overlay {
     /// Creates a regular file or a special one, by the type bits of `mode`.
     ///
     /// # Errors
-    /// `EROFS` without an upper; `EEXIST`; `EINVAL` for a reserved name; what the upper answers.
+    /// `EROFS` without an upper; `EEXIST`; `EINVAL` for a reserved name; `EPERM` for a character device 0:0, which is a
+    /// whiteout; what the upper answers.
     pub fn mknod(
         &self,
         caller: &Caller,
@@ -52,7 +55,11 @@ impl Overlay {
         mode: u32,
         rdev: (u32, u32),
     ) -> Result<Entry> {
-        let new = if mode & 0o170_000 == S_IFREG { New::File } else { New::Node { rdev } };
+        if mode & S_IFMT == S_IFCHR && rdev == (0, 0) {
+            // It would be a whiteout: made, and not there.
+            return Err(Errno::PERM);
+        }
+        let new = if mode & S_IFMT == S_IFREG { New::File } else { New::Node { rdev } };
         self.make(parent, name, Wanted { caller, mode, new }).map(|(entry, _, _)| entry)
     }
 
@@ -144,16 +151,25 @@ impl Overlay {
         } else {
             self.check_free(&parent, dir, &fd, &shared)?
         };
+        let is_dir = matches!(wanted.new, New::Dir);
         let made = match free {
-            Free::Whiteout => self.make_over_whiteout(upper, &fd, checked, wanted)?,
-            free => match self.make_directly(upper, dir, &fd, checked, wanted, free) {
+            Free::Whiteout => self.make_staged(upper, &fd, checked, wanted, free),
+            // What the mark hides would show in a directory that is not opaque from the start.
+            Free::Marked if is_dir => self.make_staged(upper, &fd, checked, wanted, free),
+            _ => match self.make_directly(upper, dir, &fd, checked, wanted) {
                 Err(Errno::EXIST) if self.check_free(&parent, dir, &fd, &shared)? == Free::Whiteout => {
-                    self.make_over_whiteout(upper, &fd, checked, wanted)?
+                    self.make_staged(upper, &fd, checked, wanted, Free::Whiteout)
                 }
-                made => made?,
+                made => made,
             },
         };
-        Ok(self.adopt_made(&parent, dir, &shared, made))
+        match made {
+            Ok(made) => Ok(self.adopt_made(&parent, dir, &shared, made)),
+            Err(error) => {
+                dir.state.lock().distrust();
+                Err(error)
+            }
+        }
     }
 
     /// What is in the way of a new object; `EEXIST` if something visible is.
@@ -195,7 +211,6 @@ impl Overlay {
         fd: &Arc<DirMut>,
         name: Name<'_>,
         wanted: Wanted<'_>,
-        free: Free,
     ) -> Result<Made> {
         let file = upper.create(wanted.caller, fd, name, wanted.mode, wanted.new)?;
         let stat = match &file {
@@ -204,28 +219,25 @@ impl Overlay {
         };
         let mut opaque = false;
         let spares_lookups = !dir.lowers.is_empty() && !self.features.allow_offline_changes;
-        if matches!(wanted.new, New::Dir) && (spares_lookups || free == Free::Marked) {
+        if matches!(wanted.new, New::Dir) && spares_lookups {
+            // Nothing is there to be hidden: it only spares later lookups the layers.
             let made = UpperObject::Dir(Arc::new(fd.child_mut(name)?));
             match self.set_private(&made, Private::Opaque, b"y") {
                 Ok(()) => opaque = true,
-                // Only a `.wh.` mark has something to hide that would show; else it spares later lookups the layers.
-                Err(error) if free == Free::Marked => {
-                    upper.rmdir(fd, name)?;
-                    return Err(error);
-                }
                 Err(error) => tracing::debug!(%error, "a new directory stays transparent"),
             }
         }
         Ok(Made { stat, file, opaque })
     }
 
-    /// Makes the object in work, as it would have come out in the directory, and exchanges it with the whiteout.
-    fn make_over_whiteout(
+    /// Makes the object in work, as it would have come out in the directory, and gives it its name in one step.
+    fn make_staged(
         &self,
         upper: &Upper,
         fd: &DirMut,
         name: Name<'_>,
         wanted: Wanted<'_>,
+        free: Free,
     ) -> Result<Made> {
         let temporary = upper.temporary_name()?;
         let parent = fd.stat()?;
@@ -241,20 +253,22 @@ impl Overlay {
             self.apply_inherited(upper, &object, &inherited)?;
             if is_dir {
                 self.set_private(&object, Private::Opaque, b"y")?;
-                upper.rename(&upper.work, temporary.as_name(), fd, name, RenameFlags::EXCHANGE)?;
-                upper.discard(temporary.as_name(), false);
-            } else {
-                upper.rename(&upper.work, temporary.as_name(), fd, name, RenameFlags::empty())?;
             }
-            object.stat()
+            let stat = object.stat()?;
+            let flags = match (free, is_dir) {
+                (Free::Whiteout, true) => RenameFlags::EXCHANGE,
+                (Free::Whiteout, false) => RenameFlags::empty(),
+                _ => RenameFlags::NOREPLACE,
+            };
+            upper.rename(&upper.work, temporary.as_name(), fd, name, flags)?;
+            // It is published; only its time of change is newer now.
+            Ok(object.stat().unwrap_or(stat))
         };
-        match finish() {
-            Ok(stat) => Ok(Made { stat, file, opaque: is_dir }),
-            Err(error) => {
-                upper.discard(temporary.as_name(), is_dir);
-                Err(error)
-            }
+        let made = finish();
+        if made.is_err() || (is_dir && free == Free::Whiteout) {
+            upper.discard(temporary.as_name());
         }
+        Ok(Made { stat: made?, file, opaque: is_dir })
     }
 
     /// What the parent passes on: group and set-gid bit, ACLs or the umask.
@@ -339,7 +353,7 @@ fn nothing_below(dir: &DirBody, hash: u64, name: &[u8]) -> bool {
 }
 
 /// What is in the way of a new object.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Free {
     /// Nothing.
     Plain,

@@ -9,10 +9,12 @@ use std::sync::{Arc, OnceLock};
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 use plyfs_sys::DirMut;
+use smallvec::SmallVec;
 
 use crate::fd_cache::Slot;
 use crate::layer::{LayerDir, OciMarks};
 use crate::listing::Listing;
+use crate::lock::{self, Guard, Ordered};
 use crate::node::Node;
 use crate::object::NodeId;
 use crate::table::NodeTable;
@@ -25,9 +27,9 @@ pub(crate) struct DirBody {
     /// Set when the directory exists in upper; never unset.
     pub upper: OnceLock<Box<UpperDir>>,
     /// Held while a name of this directory is being changed.
-    pub change: Mutex<()>,
+    pub change: Ordered<{ lock::CHANGE }, ()>,
     /// Never held over a system call.
-    pub state: Mutex<DirState>,
+    pub state: Ordered<{ lock::STATE }, DirState>,
 }
 
 /// The directory in upper.
@@ -73,8 +75,8 @@ impl DirBody {
         Self {
             lowers: lowers.into_boxed_slice(),
             upper: upper.map_or_else(OnceLock::new, OnceLock::from),
-            change: Mutex::new(()),
-            state: Mutex::new(DirState::default()),
+            change: Ordered::new(()),
+            state: Ordered::new(DirState::default()),
         }
     }
 
@@ -92,6 +94,24 @@ impl DirState {
     pub fn changed(&mut self) {
         self.generation += 1;
         self.absent = None;
+    }
+
+    /// The directory, which is empty, is being removed: nothing is found or made in it any more.
+    pub fn retire(&mut self) {
+        self.removed = true;
+        self.distrust();
+    }
+
+    /// Takes [`retire`](Self::retire) back.
+    pub fn revive(&mut self) {
+        self.removed = false;
+        self.distrust();
+    }
+
+    /// After a change that failed half-way: what is on disk counts, not what is remembered of it.
+    pub fn distrust(&mut self) {
+        self.changed();
+        self.listing = None;
     }
 
     /// The node known under a name.
@@ -131,6 +151,23 @@ impl DirState {
             self.children.shrink_to_fit(|child| spread(child.hash));
         }
     }
+}
+
+/// A directory that is locked against changes of its names.
+pub(crate) type ChangeGuard<'a> = Guard<'a, { lock::CHANGE }, ()>;
+
+/// Locks the directories among these nodes against changes of their names, in the order of their addresses.
+pub(crate) fn lock_changes<'a>(
+    nodes: impl IntoIterator<Item = &'a Arc<Node>>,
+) -> SmallVec<[ChangeGuard<'a>; 3]> {
+    let mut dirs: SmallVec<[&DirBody; 3]> = nodes.into_iter().filter_map(|node| node.as_dir()).collect();
+    dirs.sort_by_key(|dir| std::ptr::from_ref(*dir));
+    dirs.dedup_by_key(|dir| std::ptr::from_ref(*dir));
+    let mut guards = SmallVec::new();
+    for dir in dirs {
+        guards.push(if guards.is_empty() { dir.change.lock() } else { dir.change.lock_beside() });
+    }
+    guards
 }
 
 /// The table takes its tags from the top bits, so 32 bits of hash must reach them.

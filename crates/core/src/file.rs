@@ -35,10 +35,10 @@ impl Overlay {
         }
         let file = self.shared_file(&node)?;
         if truncates {
-            self.require_upper()?.truncate(&file, 0)?;
             if kill_priv {
                 self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
             }
+            self.require_upper()?.truncate(&file, 0)?;
         }
         Ok(self.opened(&node, file))
     }
@@ -64,11 +64,12 @@ impl Overlay {
     /// `EBADF` for a handle that is unknown or was not opened for writing; what the upper answers.
     pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         let file = self.handle_file(handle)?;
-        let written = self.require_upper()?.write(&file, data, offset)?;
+        let upper = self.require_upper()?;
         if kill_priv {
-            self.strip_privileges(&UpperObject::Leaf(file))?;
+            // First, as in the kernel: a crash between both must not leave what was written with the privileges.
+            self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
         }
-        Ok(written)
+        upper.write(&file, data, offset)
     }
 
     /// Makes what was written durable, unless the stack is volatile.
@@ -137,7 +138,7 @@ impl Overlay {
         if !to.is_writable_grant() {
             return Err(Errno::BADF);
         }
-        from.copy_range(from_offset, &to, to_offset, len)
+        self.require_upper()?.copy_range((&from, from_offset), (&to, to_offset), len)
     }
 
     /// Makes a handle of an open file.
@@ -155,33 +156,38 @@ impl Overlay {
     /// The file that a handle reads and writes now.
     pub(crate) fn handle_file(&self, handle: HandleId) -> Result<Arc<File>> {
         let open = self.handles.get(handle).ok_or(Errno::BADF)?;
-        let mut file = open.file.lock();
-        if !file.is_writable_grant()
-            && let Body::Leaf(leaf) = &open.node.body
-            && leaf.data_in_upper()
-        {
-            *file = self.shared_file(&open.node)?;
+        let file = Arc::clone(&open.file.lock());
+        if file.is_writable_grant() || !matches!(&open.node.body, Body::Leaf(leaf) if leaf.data_in_upper()) {
+            return Ok(file);
         }
-        Ok(Arc::clone(&file))
+        let upper = self.shared_file(&open.node)?;
+        *open.file.lock() = Arc::clone(&upper);
+        Ok(upper)
     }
 
     /// The one open file of a node, opened if nobody holds it.
     pub(crate) fn shared_file(&self, node: &Arc<Node>) -> Result<Arc<File>> {
         let Body::Leaf(leaf) = &node.body else { return Err(Errno::ISDIR) };
-        let mut shared = leaf.shared.lock();
         let in_upper = leaf.data_in_upper();
-        if let Some(file) = shared.upgrade()
-            && file.is_writable_grant() == in_upper
-        {
+        let usable = |file: &Arc<File>| file.is_writable_grant() == in_upper;
+        let present = leaf.shared.lock().upgrade();
+        if let Some(file) = present.filter(usable) {
             return Ok(file);
         }
-        let file = Arc::new(if in_upper {
+        // Opened without the lock: it may have to wait for a rename. Whoever is second takes the file of the first.
+        let opened = Arc::new(if in_upper {
             self.open_upper_leaf(node, leaf)?
         } else {
             self.open_lower(leaf.lower.as_ref().ok_or(Errno::IO)?)?
         });
-        *shared = Arc::downgrade(&file);
-        Ok(file)
+        let mut shared = leaf.shared.lock();
+        if let Some(file) = shared.upgrade()
+            && (usable(&file) || file.is_writable_grant())
+        {
+            return Ok(file);
+        }
+        *shared = Arc::downgrade(&opened);
+        Ok(opened)
     }
 
     /// An upper file, opened for reading and writing; for reading where its inode flags forbid more.

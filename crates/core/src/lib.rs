@@ -18,16 +18,18 @@
 //!
 //! # Lock order
 //!
-//! A lock is taken only while holding locks above it. No lock is held over a reply, and none that another inode needs
-//! is held while data is copied.
+//! A lock is taken only while holding locks above it; `lock.rs` asserts that in debug builds. No lock is held over a
+//! reply, and none that another inode needs is held while data is copied.
 //!
 //! ```text
 //! Node::copy_up           one copy-up of this inode at a time; ancestors before descendants; may be held for long
-//!   DirBody::change       a directory's names are being changed; two of them in the order of their node ids
+//!   DirBody::change       a directory's names are being changed; several of them in the order of their addresses
 //!     Overlay::tree       readers rebuild paths of upper directories, a writer moves a directory
 //!       DirBody::state    children and listing of a directory; never held over a system call
 //!         Node::places    the names of a node
-//!           NodeTable, UpperLinks, Handles, FdCache, Slot     leaves: nothing is locked below them
+//!           NodeTable, Handles, FdCache, Slot, Leaf::shared, OpenFile::file, ListingBudget, UpperDir::redirect
+//!                         leaves: nothing is locked below them
+//!     Temporaries::shared_whiteout, below it leftovers      held over the system calls that make a whiteout
 //! ```
 //!
 //! # Where things are
@@ -48,6 +50,7 @@ mod ino;
 mod layer;
 mod link;
 mod listing;
+mod lock;
 mod lookup;
 mod merge;
 mod node;
@@ -62,6 +65,7 @@ mod rename;
 mod table;
 mod upper;
 mod whiteout;
+mod work;
 mod xattr;
 
 pub use error::AssembleError;

@@ -81,7 +81,7 @@ fn link_at(
     upper.link_file(file, &upper.work, temporary.as_name())?;
     let renamed = upper.rename(&upper.work, temporary.as_name(), dir, name, RenameFlags::empty());
     if renamed.is_err() {
-        upper.discard(temporary.as_name(), false);
+        upper.discard(temporary.as_name());
     }
     renamed
 }

@@ -59,6 +59,9 @@ impl Overlay {
         loop {
             let (known, generation) = {
                 let state = dir.state.lock();
+                if state.removed {
+                    return Ok(None);
+                }
                 (self.acquire_child(&state, parent.id, name), state.generation)
             };
             if let Some(node) = known {
@@ -136,7 +139,7 @@ impl Overlay {
         found: Found,
     ) -> Arc<Node> {
         parent.lookups.fetch_add(1, Ordering::Relaxed);
-        let place = Place { parent: Arc::clone(parent), name: Arc::clone(name) };
+        let place = Place::new(Arc::clone(parent), Arc::clone(name));
         let kind = found.stat.kind();
         let linked = match &found.object {
             Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 => Some(upper.ino),
@@ -214,7 +217,7 @@ impl Overlay {
         node: &Arc<Node>,
     ) {
         parent.lookups.fetch_add(1, Ordering::Relaxed);
-        node.add_place(Place { parent: Arc::clone(parent), name: Arc::clone(name) });
+        node.add_place(Place::new(Arc::clone(parent), Arc::clone(name)));
         state.add_child(&self.table, name, node.id);
     }
 }

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::directory::DirBody;
 use crate::layer::LayerDir;
+use crate::lock::{self, Ordered};
 use crate::object::NodeId;
 
 /// A shared name: one allocation serves the node, its lower object and the listing.
@@ -29,9 +30,9 @@ pub(crate) struct Node {
     /// Lookups less forgets. Atomic; reaches zero only under the state lock of the parent.
     pub lookups: AtomicU64,
     /// The names of this node that are known; none once it is unlinked.
-    pub places: Mutex<SmallVec<[Place; 1]>>,
+    pub places: Ordered<{ lock::PLACES }, SmallVec<[Place; 1]>>,
     /// Serialises copy-up of this inode.
-    pub copy_up: Mutex<()>,
+    pub copy_up: Ordered<{ lock::COPY_UP }, ()>,
     /// Immutable in its variant.
     pub body: Body,
 }
@@ -41,6 +42,8 @@ pub(crate) struct Node {
 pub(crate) struct Place {
     pub parent: Arc<Node>,
     pub name: SharedName,
+    /// The name is being taken away: it does not keep the object reachable.
+    leaving: bool,
 }
 
 /// What differs between directories and everything else.
@@ -96,8 +99,8 @@ impl Node {
             kind,
             ino: AtomicU64::new(ino),
             lookups: AtomicU64::new(0),
-            places: Mutex::new(place.into_iter().collect()),
-            copy_up: Mutex::new(()),
+            places: Ordered::new(place.into_iter().collect()),
+            copy_up: Ordered::new(()),
             body,
         }
     }
@@ -130,14 +133,36 @@ impl Node {
         }
     }
 
-    /// A name of this node, or `None` for the root and for what was unlinked.
+    /// A name of this node, one that stays if there is one; `None` for the root and for what was unlinked.
     pub fn place(&self) -> Option<Place> {
-        self.places.lock().first().cloned()
+        let places = self.places.lock();
+        places.iter().find(|place| !place.leaving).or_else(|| places.first()).cloned()
     }
 
     /// Whether this node is known under that name.
     pub fn has_place(&self, parent: NodeId, name: &[u8]) -> bool {
-        self.places.lock().iter().any(|place| place.parent.id == parent && *place.name == *name)
+        self.places.lock().iter().any(|place| place.is(parent, name))
+    }
+
+    /// Notes that a name is about to go; true if none is left then that stays. Of several names that go at once, the
+    /// last one asked for is the last one.
+    pub fn start_leaving(&self, parent: NodeId, name: &[u8]) -> bool {
+        let mut last = true;
+        for place in self.places.lock().iter_mut() {
+            if place.is(parent, name) {
+                place.leaving = true;
+            } else {
+                last &= place.leaving;
+            }
+        }
+        last
+    }
+
+    /// Takes [`start_leaving`](Self::start_leaving) back.
+    pub fn stay(&self, parent: NodeId, name: &[u8]) {
+        for place in self.places.lock().iter_mut().filter(|place| place.is(parent, name)) {
+            place.leaving = false;
+        }
     }
 
     /// Adds a name.
@@ -148,8 +173,18 @@ impl Node {
     /// Takes a name away; says whether any known name is left.
     pub fn remove_place(&self, parent: NodeId, name: &[u8]) -> bool {
         let mut places = self.places.lock();
-        places.retain(|place| !(place.parent.id == parent && *place.name == *name));
+        places.retain(|place| !place.is(parent, name));
         !places.is_empty()
+    }
+}
+
+impl Place {
+    pub fn new(parent: Arc<Node>, name: SharedName) -> Self {
+        Self { parent, name, leaving: false }
+    }
+
+    fn is(&self, parent: NodeId, name: &[u8]) -> bool {
+        self.parent.id == parent && *self.name == *name
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use plyfs_format::{Name, Namespace, Origin, Private, RelPath, StackSpec, origin::Parsed};
 use plyfs_sys::{Dir, DirMut, Errno, Faults};
 
@@ -19,6 +19,7 @@ use crate::handle::Handles;
 use crate::idle::IdleFiles;
 use crate::ino::{FsIndex, InoSpace};
 use crate::layer::{LayerDir, LowerLayer, OciMarks};
+use crate::lock::{self, OrderedRw};
 use crate::node::{Body, Node};
 use crate::owner::Owners;
 use crate::probe;
@@ -63,7 +64,7 @@ pub struct Overlay {
     pub(crate) table: NodeTable,
     pub(crate) handles: Handles,
     pub(crate) cache: FdCache,
-    pub(crate) tree: RwLock<()>,
+    pub(crate) tree: OrderedRw<{ lock::TREE }, ()>,
     pub(crate) listings: ListingBudget,
     pub(crate) idle: IdleFiles,
     root: Arc<Node>,
@@ -120,7 +121,7 @@ impl Overlay {
             table,
             handles: Handles::default(),
             cache: FdCache::new(settings.open_directories),
-            tree: RwLock::new(()),
+            tree: OrderedRw::new(()),
             listings: ListingBudget::default(),
             idle: IdleFiles::default(),
             root,

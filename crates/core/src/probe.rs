@@ -15,6 +15,7 @@ use crate::ino::FsIndex;
 use crate::layer::LowerLayer;
 use crate::overlay::{Features, Settings, directory_error};
 use crate::upper::{Abilities, Upper};
+use crate::work::names;
 
 type Assembled<T> = core::result::Result<T, AssembleError>;
 
@@ -184,7 +185,7 @@ fn fresh_work(workdir: &DirMut, path: &Path) -> Assembled<DirMut> {
             if has_incompat(&old).map_err(fail)? {
                 return Err(AssembleError::Volatile { path: path.to_owned() });
             }
-            crate::remove::clear_directory(&old).map_err(fail)?;
+            clear_tree(&old).map_err(fail)?;
             workdir.rmdir(name).map_err(fail)?;
         }
         Err(Errno::NOENT) => {}
@@ -215,6 +216,20 @@ fn mark_volatile(work: &DirMut) -> Result<()> {
     let volatile = incompat.child_mut(volatile)?;
     make_usable(&volatile)?;
     volatile.create_file(name(b"dirty")?, OFlags::WRONLY, 0).map(drop)
+}
+
+/// Removes everything in a directory of work.
+fn clear_tree(dir: &DirMut) -> Result<()> {
+    for name in names(dir)? {
+        match dir.unlink(name.as_name()) {
+            Err(Errno::ISDIR | Errno::PERM) => {
+                clear_tree(&dir.child_mut(name.as_name())?)?;
+                dir.rmdir(name.as_name())?;
+            }
+            done => done?,
+        }
+    }
+    Ok(())
 }
 
 fn has_incompat(work: &DirMut) -> Result<bool> {

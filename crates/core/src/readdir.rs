@@ -162,7 +162,12 @@ impl Overlay {
 
     /// Sees to it that the listing is cached. It may be dropped again at any time.
     pub(crate) fn ensure_listing(&self, node: &Node, dir: &DirBody) -> Result<()> {
+        const UNDISTURBED: usize = 2;
+        let mut attempt = 0;
         loop {
+            // A busy directory would change under every attempt. Who holds this lock already succeeds at the first.
+            let _still = (attempt >= UNDISTURBED).then(|| dir.change.lock());
+            attempt += 1;
             let generation = {
                 let state = dir.state.lock();
                 if state.listing.is_some() {
@@ -385,7 +390,12 @@ fn visible_kind(
         ) => Ok(Some(kind)),
         Some(FileKind::Regular) if !xwhiteouts => Ok(Some(FileKind::Regular)),
         _ => {
-            let stat = dir.stat_at(name)?;
+            let stat = match dir.stat_at(name) {
+                Ok(stat) => stat,
+                // Removed since it was listed: as good as not there, and the generation says so.
+                Err(Errno::NOENT) => return Ok(None),
+                Err(error) => return Err(error),
+            };
             let hides = whiteout::hides(dir, name, &stat, xwhiteouts, overlay.namespace)?;
             Ok((!hides).then(|| stat.kind()))
         }

@@ -2,7 +2,6 @@
 //!
 //! The kernel's counterparts are `ovl_remove_upper` and `ovl_remove_and_whiteout`.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use plyfs_format::Name;
@@ -10,7 +9,7 @@ use plyfs_sys::{DirMut, Errno, RenameFlags};
 
 use crate::Result;
 use crate::copy_up::Depth;
-use crate::directory::DirBody;
+use crate::directory::{DirBody, lock_changes};
 use crate::lookup::check_name;
 use crate::node::{Body, Leaf, Node, SharedName};
 use crate::object::NodeId;
@@ -34,40 +33,57 @@ impl Overlay {
         self.remove(parent, name, |node| if node.is_dir() { Ok(()) } else { Err(Errno::NOTDIR) })
     }
 
-    fn remove(&self, parent: NodeId, name: &[u8], check: impl FnOnce(&Node) -> Result<()>) -> Result<()> {
+    fn remove(&self, parent: NodeId, name: &[u8], check: impl Fn(&Node) -> Result<()>) -> Result<()> {
         let parent = self.dir_node(parent)?;
         self.require_upper()?;
         check_name(name)?;
-        let node = match self.known_child(&parent, name) {
-            Some(node) => node,
-            None => self.lookup_node(&parent, name)?.ok_or(Errno::NOENT)?.0,
-        };
-        let removed = check(&node).and_then(|()| self.remove_node(&parent, name, &node));
-        self.release_lookups(node, 1);
-        removed
+        loop {
+            let node = match self.known_child(&parent, name) {
+                Some(node) => node,
+                None => self.lookup_node(&parent, name)?.ok_or(Errno::NOENT)?.0,
+            };
+            let removed = check(&node).and_then(|()| self.remove_node(&parent, name, &node));
+            self.release_lookups(node, 1);
+            if removed? {
+                return Ok(());
+            }
+        }
     }
 
-    fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<()> {
+    /// Removes the node's name; false if it lost it meanwhile, so that the name must be looked up again.
+    fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<bool> {
         self.ensure(parent, Depth::Metadata)?;
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         let shared: SharedName = name.into();
-        let _change = dir.change.lock();
+        let _changes = lock_changes([parent, node]);
         if !node.has_place(parent.id, name) {
-            return Err(Errno::NOENT);
+            return Ok(false);
         }
-        match &node.body {
-            Body::Leaf(leaf) => self.remove_leaf(parent, dir, &shared, node, leaf)?,
+        let removed = match &node.body {
+            Body::Leaf(leaf) => self.remove_leaf(parent, dir, &shared, node, leaf),
+            Body::Dir(body) if !self.is_empty(node, body)? => Err(Errno::NOTEMPTY),
             Body::Dir(body) => {
-                let _below = lock_going(body)?;
-                if !self.is_empty(node, body)? {
-                    return Err(Errno::NOTEMPTY);
-                }
-                self.remove_directory(parent, dir, &shared, node)?;
-                body.state.lock().removed = true;
+                body.state.lock().retire();
+                self.remove_directory(parent, dir, &shared, node)
             }
+        };
+        if removed.is_err() {
+            self.undo_leaving(parent, name, node);
         }
+        removed?;
         self.forget_name(parent, dir, name, node);
-        Ok(())
+        Ok(true)
+    }
+
+    /// After a removal that failed: the name stays.
+    pub(crate) fn undo_leaving(&self, parent: &Node, name: &[u8], node: &Node) {
+        node.stay(parent.id, name);
+        if let Some(dir) = node.as_dir() {
+            dir.state.lock().revive();
+        }
+        if let Some(dir) = parent.as_dir() {
+            dir.state.lock().distrust();
+        }
     }
 
     /// Takes a removed name out of what is known.
@@ -93,18 +109,25 @@ impl Overlay {
         if leaf.upper.get().is_none() {
             return upper.whiteout(&fd, checked);
         }
-        self.keep_reachable(&fd, checked, node, leaf)?;
+        self.keep_reachable(parent.id, &fd, checked, node, leaf)?;
         if lower { whiteout_over(upper, &fd, checked) } else { upper.unlink(&fd, checked) }
     }
 
-    /// Keeps an upper leaf reachable for those who have it open, once its name is gone.
-    pub(crate) fn keep_reachable(&self, fd: &DirMut, name: Name<'_>, node: &Node, leaf: &Leaf) -> Result<()> {
-        if leaf.upper.get().is_none() || leaf.orphan.get().is_some() || node.places.lock().len() > 1 {
-            return Ok(());
+    /// Keeps an upper leaf reachable for those who have it open, once its last known name is gone.
+    pub(crate) fn keep_reachable(
+        &self,
+        parent: NodeId,
+        fd: &DirMut,
+        name: Name<'_>,
+        node: &Node,
+        leaf: &Leaf,
+    ) -> Result<()> {
+        let last = node.start_leaving(parent, name.as_bytes());
+        if last && leaf.upper.get().is_some() && leaf.orphan.get().is_none() {
+            let file = Arc::new(fd.open_path_mut(name)?);
+            leaf.orphan.get_or_init(|| file);
         }
-        let file = Arc::new(fd.open_path_mut(name)?);
-        // A second removal of the same inode under another name would set the same object.
-        leaf.orphan.set(file).map_err(|_| Errno::IO)
+        Ok(())
     }
 
     fn remove_directory(
@@ -145,19 +168,16 @@ fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
     let whiteout = upper.staged_whiteout()?;
     let renamed = upper.rename(&upper.work, whiteout.as_name(), fd, name, RenameFlags::empty());
     if renamed.is_err() {
-        upper.discard(whiteout.as_name(), false);
+        upper.discard(whiteout.as_name());
     }
     renamed
 }
 
 /// Exchanges a whiteout in work with an upper directory, which is then cleared away in work.
 fn exchange_and_clear(upper: &Upper, whiteout: Name<'_>, fd: &DirMut, name: Name<'_>) -> Result<()> {
-    if let Err(error) = upper.rename(&upper.work, whiteout, fd, name, RenameFlags::EXCHANGE) {
-        upper.discard(whiteout, false);
-        return Err(error);
-    }
-    clear_away(upper, whiteout);
-    Ok(())
+    let exchanged = upper.rename(&upper.work, whiteout, fd, name, RenameFlags::EXCHANGE);
+    upper.discard(whiteout);
+    exchanged
 }
 
 /// Removes a directory of upper that shows nothing, though it may hold whiteouts.
@@ -168,43 +188,8 @@ fn remove_upper_directory(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<
     }
     let temporary = upper.temporary_name()?;
     upper.rename(fd, name, &upper.work, temporary.as_name(), RenameFlags::NOREPLACE)?;
-    clear_away(upper, temporary.as_name());
+    upper.discard(temporary.as_name());
     Ok(())
-}
-
-/// Removes a directory in work with all it holds. It is out of sight already, so a failure only leaves work for the
-/// cleaning at the next mount.
-pub(crate) fn clear_away(upper: &Upper, name: Name<'_>) {
-    let cleared = upper.work.child_mut(name).and_then(|dir| clear_directory(&dir));
-    if let Err(error) = cleared.and_then(|()| upper.work.rmdir(name)) {
-        tracing::warn!(name = %name.as_os_str().display(), %error, "a removed directory stays in work");
-    }
-}
-
-/// Removes everything in a directory of work.
-pub(crate) fn clear_directory(dir: &DirMut) -> Result<()> {
-    let mut names = Vec::new();
-    dir.list()?.for_each(|entry| {
-        names.push(entry.name.to_vec());
-        ControlFlow::Continue(())
-    })?;
-    for name in names {
-        let name = Name::new(&name).map_err(|_| Errno::IO)?;
-        match dir.unlink(name) {
-            Err(Errno::ISDIR | Errno::PERM) => {
-                clear_directory(&dir.child_mut(name)?)?;
-                dir.rmdir(name)?;
-            }
-            done => done?,
-        }
-    }
-    Ok(())
-}
-
-/// Locks a directory that is about to go, so that nobody creates in it meanwhile. Its id says nothing about the order
-/// with its parent's lock, which is held, so this one gives up where it cannot be had soon.
-pub(crate) fn lock_going(dir: &DirBody) -> Result<parking_lot::MutexGuard<'_, ()>> {
-    dir.change.try_lock_for(std::time::Duration::from_millis(200)).ok_or(Errno::BUSY)
 }
 
 /// Whether the leaf's own lower object is what the name covers: then no layer needs to be asked.

@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::MutexGuard;
-use plyfs_format::{Name, Private};
+use plyfs_format::{Name, NameBuf, Private};
 use plyfs_sys::{DirMut, Errno, RenameFlags};
 
 use crate::Result;
 use crate::copy_up::Depth;
-use crate::directory::DirBody;
+use crate::directory::{DirBody, lock_changes};
+use crate::lock::{self, WriteGuard};
 use crate::lookup::check_name;
 use crate::node::{Body, Node, SharedName};
 use crate::object::NodeId;
@@ -26,7 +26,11 @@ struct End {
     name: SharedName,
     /// What has the name; counted as a lookup.
     node: Option<Arc<Node>>,
+    /// Of the parent's names, before `node` was looked up.
+    generation: u64,
 }
+
+type TreeGuard<'a> = WriteGuard<'a, { lock::TREE }, ()>;
 
 impl Overlay {
     /// Renames, replaces or exchanges, with the flags of `renameat2(2)`.
@@ -47,29 +51,34 @@ impl Overlay {
         if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
             return Err(Errno::INVAL);
         }
-        let old = self.end(parent, name)?;
-        let new = match self.end(new_parent, new_name) {
-            Ok(new) => new,
-            Err(error) => {
-                self.drop_end(old);
-                return Err(error);
+        loop {
+            let old = self.end(parent, name)?;
+            let new = match self.end(new_parent, new_name) {
+                Ok(new) => new,
+                Err(error) => {
+                    self.drop_end(old);
+                    return Err(error);
+                }
+            };
+            let renamed = self.rename_ends(&old, &new, flags);
+            self.drop_end(old);
+            self.drop_end(new);
+            if renamed? {
+                return Ok(());
             }
-        };
-        let renamed = self.rename_ends(&old, &new, flags);
-        self.drop_end(old);
-        self.drop_end(new);
-        renamed
+        }
     }
 
     fn end(&self, parent: NodeId, name: &[u8]) -> Result<End> {
         let parent = self.dir_node(parent)?;
         check_name(name)?;
+        let generation = parent.as_dir().ok_or(Errno::NOTDIR)?.state.lock().generation;
         let node = match self.known_child(&parent, name) {
             Some(node) => Some(node),
             None if was_absent(&parent, self.table.hash_name(name)) => None,
             None => self.lookup_node(&parent, name)?.map(|(node, _)| node),
         };
-        Ok(End { parent, name: name.into(), node })
+        Ok(End { parent, name: name.into(), node, generation })
     }
 
     fn drop_end(&self, end: End) {
@@ -78,28 +87,47 @@ impl Overlay {
         }
     }
 
-    fn rename_ends(&self, old: &End, new: &End, flags: RenameFlags) -> Result<()> {
+    /// Renames; false if one of the names came to mean something else meanwhile, so that both must be looked up again.
+    fn rename_ends(&self, old: &End, new: &End, flags: RenameFlags) -> Result<bool> {
         let moved = old.node.as_ref().ok_or(Errno::NOENT)?;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if !self.check_ends(old, new, moved, flags)? {
-            return Ok(());
+            return Ok(true);
         }
         self.ensure(moved, Depth::Metadata)?;
         self.ensure(&new.parent, Depth::Metadata)?;
         if let Some(other) = new.node.as_ref().filter(|_| exchange) {
             self.ensure(other, Depth::Metadata)?;
         }
-        let (_first, _second) = lock_both(old.dir()?, new.dir()?, old.parent.id, new.parent.id);
+        let replaced = new.node.as_ref().filter(|_| !exchange);
+        let _changes = lock_changes([&old.parent, &new.parent].into_iter().chain(replaced));
         for end in [old, new] {
-            if end.dir()?.state.lock().removed
-                || end.node.as_ref().is_some_and(|node| !node.has_place(end.parent.id, &end.name))
-            {
+            if end.dir()?.state.lock().removed {
                 return Err(Errno::NOENT);
+            }
+            if end.node.as_ref().is_some_and(|node| !node.has_place(end.parent.id, &end.name)) {
+                return Ok(false);
             }
         }
         match new.node.as_ref() {
-            Some(other) if exchange => self.exchange(old, new, moved, other),
-            other => self.replace(old, new, moved, other),
+            Some(other) if exchange => self.exchange(old, new, moved, other)?,
+            None if !self.is_still_free(new)? => return Ok(false),
+            other => self.replace(old, new, moved, other)?,
+        }
+        Ok(true)
+    }
+
+    /// Whether a name that meant nothing when it was looked up still does; its parent is locked.
+    fn is_still_free(&self, new: &End) -> Result<bool> {
+        let dir = new.dir()?;
+        if dir.state.lock().generation == new.generation {
+            return Ok(true);
+        }
+        let fd = self.upper_dir(&new.parent)?;
+        match self.check_free(&new.parent, dir, &fd, &new.name) {
+            Ok(_) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -132,11 +160,39 @@ impl Overlay {
     }
 
     fn replace(&self, old: &End, new: &End, moved: &Arc<Node>, other: Option<&Arc<Node>>) -> Result<()> {
-        let upper = self.require_upper()?;
-        let _below = other.and_then(|node| node.as_dir()).map(crate::remove::lock_going).transpose()?;
-        if let Some(other) = other {
-            self.prepare_target(new, other)?;
+        let prepared = match other {
+            Some(other) => self.prepare_target(new, other),
+            None => Ok(None),
+        };
+        let emptied = prepared.as_ref().ok().and_then(Option::clone);
+        match prepared.and_then(|_| self.rename_over(old, new, moved)) {
+            Ok(tree) => {
+                if let Some(other) = other {
+                    self.forget_name(&new.parent, new.dir()?, &new.name, other);
+                }
+                self.move_name(old, new, moved)?;
+                drop(tree);
+                if let Some(emptied) = emptied {
+                    self.require_upper()?.discard(emptied.as_name());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(emptied) = emptied {
+                    self.put_back(new, emptied.as_name());
+                }
+                if let Some(other) = other {
+                    self.undo_leaving(&new.parent, &new.name, other);
+                }
+                Err(error)
+            }
         }
+    }
+
+    /// The rename itself, with whatever has the new name. Until the nodes have their new names, nobody may rebuild a path:
+    /// the lock is returned.
+    fn rename_over(&self, old: &End, new: &End, moved: &Arc<Node>) -> Result<Option<TreeGuard<'_>>> {
+        let upper = self.require_upper()?;
         self.prepare_move(old, new, moved)?;
         let (from, to) = (self.upper_dir(&old.parent)?, self.upper_dir(&new.parent)?);
         let (old_name, new_name) = (old.checked()?, new.checked()?);
@@ -147,7 +203,7 @@ impl Overlay {
                 Err(Errno::NOENT) => false,
                 Err(error) => return Err(error),
             };
-        let _tree = moved.is_dir().then(|| self.tree.write());
+        let tree = moved.is_dir().then(|| self.tree.write());
         if over_whiteout && (leaves_whiteout || moved.is_dir()) {
             // The whiteout goes where the source was, and from there if nothing is to be hidden.
             upper.rename(&from, old_name, &to, new_name, RenameFlags::EXCHANGE)?;
@@ -159,37 +215,38 @@ impl Overlay {
         } else {
             upper.rename(&from, old_name, &to, new_name, RenameFlags::empty())?;
         }
-        if let Some(other) = other {
-            if let Some(dir) = other.as_dir() {
-                dir.state.lock().removed = true;
-            }
-            self.forget_name(&new.parent, new.dir()?, &new.name, other);
-        }
-        self.move_name(old, new, moved)
+        Ok(tree)
     }
 
-    /// Makes what is to be replaced replaceable: a directory that only holds whiteouts is emptied, and whoever has it
-    /// open keeps it.
-    fn prepare_target(&self, new: &End, other: &Arc<Node>) -> Result<()> {
+    /// Makes what is to be replaced replaceable: a directory that only holds whiteouts is emptied (what was there is
+    /// then in work, under the returned name), and whoever has it open keeps it.
+    fn prepare_target(&self, new: &End, other: &Arc<Node>) -> Result<Option<NameBuf>> {
         let fd = self.upper_dir(&new.parent)?;
         match &other.body {
-            Body::Leaf(leaf) => self.keep_reachable(&fd, new.checked()?, other, leaf),
+            Body::Leaf(leaf) => {
+                self.keep_reachable(new.parent.id, &fd, new.checked()?, other, leaf)?;
+                Ok(None)
+            }
             Body::Dir(dir) => {
                 if !self.is_empty(other, dir)? {
                     return Err(Errno::NOTEMPTY);
                 }
+                dir.state.lock().retire();
                 if !other.in_upper() {
-                    return Ok(());
+                    return Ok(None);
                 }
                 self.keep_directory(other)?;
                 let target = self.upper_dir(other)?;
-                if target.list()?.is_empty()? { Ok(()) } else { self.exchange_with_empty(new, &target) }
+                if target.list()?.is_empty()? {
+                    return Ok(None);
+                }
+                self.exchange_with_empty(new, &target).map(Some)
             }
         }
     }
 
     /// Puts an empty opaque directory of the same attributes in the place of one that holds whiteouts.
-    fn exchange_with_empty(&self, new: &End, target: &Arc<DirMut>) -> Result<()> {
+    fn exchange_with_empty(&self, new: &End, target: &Arc<DirMut>) -> Result<NameBuf> {
         let upper = self.require_upper()?;
         let fd = self.upper_dir(&new.parent)?;
         let temporary = upper.temporary_name()?;
@@ -200,16 +257,23 @@ impl Overlay {
             self.set_private(&empty, Private::Opaque, b"y")?;
             upper.rename(&upper.work, temporary.as_name(), &fd, new.checked()?, RenameFlags::EXCHANGE)
         };
-        match swap() {
-            Ok(()) => {
-                crate::remove::clear_away(upper, temporary.as_name());
-                Ok(())
-            }
-            Err(error) => {
-                upper.discard(temporary.as_name(), true);
-                Err(error)
-            }
+        if let Err(error) = swap() {
+            upper.discard(temporary.as_name());
+            return Err(error);
         }
+        Ok(temporary)
+    }
+
+    /// Undoes [`exchange_with_empty`](Self::exchange_with_empty).
+    fn put_back(&self, new: &End, emptied: Name<'_>) {
+        let Some(upper) = &self.upper else { return };
+        let back = self
+            .upper_dir(&new.parent)
+            .and_then(|fd| upper.rename(&upper.work, emptied, &fd, new.checked()?, RenameFlags::EXCHANGE));
+        if let Err(error) = back {
+            tracing::error!(%error, "an empty directory lost its whiteouts; it is opaque on disk");
+        }
+        upper.discard(emptied);
     }
 
     fn exchange(&self, old: &End, new: &End, moved: &Arc<Node>, other: &Arc<Node>) -> Result<()> {
@@ -284,26 +348,6 @@ impl End {
     }
 }
 
-/// Locks two directories against changes, in the order of their ids.
-fn lock_both<'a>(
-    one: &'a DirBody,
-    other: &'a DirBody,
-    one_id: NodeId,
-    other_id: NodeId,
-) -> (MutexGuard<'a, ()>, Option<MutexGuard<'a, ()>>) {
-    match one_id.cmp(&other_id) {
-        std::cmp::Ordering::Equal => (one.change.lock(), None),
-        std::cmp::Ordering::Less => {
-            let first = one.change.lock();
-            (first, Some(other.change.lock()))
-        }
-        std::cmp::Ordering::Greater => {
-            let first = other.change.lock();
-            (first, Some(one.change.lock()))
-        }
-    }
-}
-
 /// Moves and leaves a whiteout behind, at once where the file system can.
 fn rename_with_whiteout(
     upper: &Upper,
@@ -313,7 +357,6 @@ fn rename_with_whiteout(
     new: Name<'_>,
 ) -> Result<()> {
     if upper.abilities.rename_whiteout {
-        plyfs_sys::creds::assume_mounter()?;
         return upper.rename(from, old, to, new, RenameFlags::WHITEOUT);
     }
     upper.rename(from, old, to, new, RenameFlags::empty())?;

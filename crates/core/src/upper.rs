@@ -1,22 +1,22 @@
 //! The upper layer: every change of what lies on disk is a verb here (invariant 3), with one trace event and one
 //! fault point each.
 //!
-//! Owns the upper's and the work directory's roots, the names of temporaries and the shared whiteout. It never decides
-//! what to do. The kernel's counterpart are the `ovl_do_*` inlines of `overlayfs.h`.
+//! Owns the upper's and the work directory's roots (`work.rs` makes and removes temporaries by these verbs). It never
+//! decides what to do. The kernel's counterpart are the `ovl_do_*` inlines of `overlayfs.h`.
 
 use std::ffi::CStr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-use plyfs_format::{Name, NameBuf};
+use plyfs_format::Name;
 use plyfs_sys::{
-    DirMut, Errno, FallocateFlags, Faults, File, OFlags, RenameFlags, Stat, Times, XattrFlags, creds,
+    DirMut, FallocateFlags, Faults, File, InodeFlags, OFlags, RenameFlags, Stat, Times, XattrFlags, creds,
 };
 
 use crate::Result;
+use crate::lock;
 use crate::object::Caller;
+use crate::work::Temporaries;
 
 /// The writable layer.
 #[derive(Debug)]
@@ -28,10 +28,8 @@ pub(crate) struct Upper {
     pub path: PathBuf,
     /// What its file system can do.
     pub abilities: Abilities,
+    pub temporaries: Temporaries,
     faults: Faults,
-    next_temporary: AtomicU64,
-    /// A whiteout in work that further ones are hard links of.
-    shared_whiteout: Mutex<Option<NameBuf>>,
 }
 
 /// What the upper's file system can do, probed at assembly.
@@ -63,21 +61,7 @@ pub(crate) enum New<'a> {
 
 impl Upper {
     pub fn new(root: DirMut, work: DirMut, path: PathBuf, abilities: Abilities, faults: Faults) -> Self {
-        Self {
-            root,
-            work,
-            path,
-            abilities,
-            faults,
-            next_temporary: AtomicU64::new(1),
-            shared_whiteout: Mutex::new(None),
-        }
-    }
-
-    /// A name for a temporary in work, as the kernel names them.
-    pub fn temporary_name(&self) -> Result<NameBuf> {
-        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        NameBuf::new(format!("#{number:x}").into_bytes()).map_err(|_| Errno::IO)
+        Self { root, work, path, abilities, temporaries: Temporaries::default(), faults }
     }
 
     /// Creates an object owned by the caller; a file is returned open for reading and writing.
@@ -108,14 +92,27 @@ impl Upper {
 
     /// Creates an unnamed file owned by the caller.
     pub fn create_unnamed(&self, caller: &Caller, dir: &DirMut, mode: u32) -> Result<File> {
-        self.faults.point("tmpfile")?;
+        self.point("tmpfile")?;
         creds::with_creator(caller.uid, caller.gid, caller.umask, || dir.tmpfile(mode, OFlags::RDWR))
+    }
+
+    /// Creates an unnamed file owned by the mounter, to be filled and then linked.
+    pub fn stage_unnamed(&self) -> Result<File> {
+        self.point("stage")?;
+        creds::assume_mounter()?;
+        self.work.tmpfile(0o600, OFlags::RDWR)
     }
 
     /// Gives an unnamed (or any) file a name.
     pub fn link_file(&self, file: &File, dir: &DirMut, name: Name<'_>) -> Result<()> {
         self.step("link_file", dir, name)?;
         dir.link_file(file, name)
+    }
+
+    /// A further name for an entry of another directory.
+    pub fn hard_link(&self, from: &DirMut, old: Name<'_>, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        self.step("hard_link", dir, name)?;
+        dir.hard_link(from, old, name)
     }
 
     pub fn unlink(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
@@ -137,43 +134,10 @@ impl Upper {
         flags: RenameFlags,
     ) -> Result<()> {
         self.step("rename", from, old)?;
+        if flags.contains(RenameFlags::WHITEOUT) {
+            creds::assume_mounter()?;
+        }
         from.rename(old, to, new, flags)
-    }
-
-    /// Puts a whiteout where there is nothing: one hard link.
-    pub fn whiteout(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
-        self.step("whiteout", dir, name)?;
-        let mut shared = self.shared_whiteout.lock();
-        if let Some(existing) = shared.as_ref() {
-            match dir.hard_link(&self.work, existing.as_name(), name) {
-                Err(Errno::MLINK | Errno::NOENT | Errno::XDEV | Errno::PERM) => {}
-                done => return done,
-            }
-        }
-        let temporary = self.temporary_name()?;
-        creds::assume_mounter()?;
-        self.work.mknod(temporary.as_name(), S_IFCHR, 0)?;
-        let linked = dir.hard_link(&self.work, temporary.as_name(), name);
-        if let Err(Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP) = linked {
-            return self.work.rename(temporary.as_name(), dir, name, RenameFlags::NOREPLACE);
-        }
-        *shared = Some(temporary);
-        linked
-    }
-
-    /// A whiteout in work, to be renamed over something.
-    pub fn staged_whiteout(&self) -> Result<NameBuf> {
-        let temporary = self.temporary_name()?;
-        self.whiteout(&self.work, temporary.as_name())?;
-        Ok(temporary)
-    }
-
-    /// Removes a temporary after a failure; what cannot be removed stays for the cleaning at the next mount.
-    pub fn discard(&self, name: Name<'_>, is_dir: bool) {
-        let removed = if is_dir { self.work.rmdir(name) } else { self.work.unlink(name) };
-        if let Err(error) = removed {
-            tracing::warn!(name = %name.as_os_str().display(), %error, "a temporary stays in work");
-        }
     }
 
     pub fn set_xattr(
@@ -183,7 +147,7 @@ impl Upper {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
-        self.faults.point("set_xattr")?;
+        self.point("set_xattr")?;
         match object {
             UpperObject::Dir(dir) => dir.set_own_xattr(name, value, flags),
             UpperObject::Leaf(file) => file.set_xattr(name, value, flags),
@@ -191,7 +155,7 @@ impl Upper {
     }
 
     pub fn remove_xattr(&self, object: &UpperObject, name: &CStr) -> Result<()> {
-        self.faults.point("remove_xattr")?;
+        self.point("remove_xattr")?;
         match object {
             UpperObject::Dir(dir) => dir.remove_own_xattr(name),
             UpperObject::Leaf(file) => file.remove_xattr(name),
@@ -199,7 +163,7 @@ impl Upper {
     }
 
     pub fn chmod(&self, object: &UpperObject, mode: u32) -> Result<()> {
-        self.faults.point("chmod")?;
+        self.point("chmod")?;
         match object {
             UpperObject::Dir(dir) => dir.chmod_self(mode),
             UpperObject::Leaf(file) => file.chmod(mode),
@@ -207,7 +171,7 @@ impl Upper {
     }
 
     pub fn chown(&self, object: &UpperObject, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
-        self.faults.point("chown")?;
+        self.point("chown")?;
         match object {
             UpperObject::Dir(dir) => dir.chown_self(uid, gid),
             UpperObject::Leaf(file) => file.chown(uid, gid),
@@ -215,7 +179,7 @@ impl Upper {
     }
 
     pub fn utimens(&self, object: &UpperObject, times: Times) -> Result<()> {
-        self.faults.point("utimens")?;
+        self.point("utimens")?;
         creds::assume_mounter()?;
         match object {
             UpperObject::Dir(dir) => dir.utimens_self(times),
@@ -224,37 +188,57 @@ impl Upper {
     }
 
     pub fn truncate(&self, file: &File, size: u64) -> Result<()> {
-        self.faults.point("truncate")?;
+        self.point("truncate")?;
         file.truncate(size)
     }
 
     pub fn write(&self, file: &File, data: &[u8], offset: u64) -> Result<usize> {
-        self.faults.point("write")?;
+        self.point("write")?;
         file.pwrite(data, offset)
     }
 
     pub fn fallocate(&self, file: &File, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
-        self.faults.point("fallocate")?;
+        self.point("fallocate")?;
         file.fallocate(mode, offset, len)
     }
 
     pub fn copy_data(&self, from: &File, to: &File, len: u64) -> Result<()> {
-        self.faults.point("copy_data")?;
+        self.point("copy_data")?;
         File::copy_data(from, to, len).map(drop)
     }
 
+    /// Copies a range of one file to another; returns how many bytes.
+    pub fn copy_range(&self, from: (&File, u64), to: (&File, u64), len: u64) -> Result<u64> {
+        self.point("copy_range")?;
+        from.0.copy_range(from.1, to.0, to.1, len)
+    }
+
+    pub fn set_inode_flags(&self, object: &UpperObject, flags: InodeFlags) -> Result<()> {
+        self.point("set_inode_flags")?;
+        match object {
+            UpperObject::Dir(dir) => dir.set_own_inode_flags(flags),
+            UpperObject::Leaf(file) => file.set_inode_flags(flags),
+        }
+    }
+
     pub fn sync(&self, file: &File, datasync: bool) -> Result<()> {
-        self.faults.point("sync")?;
+        self.point("sync")?;
         file.sync(datasync)
     }
 
     pub fn sync_dir(&self, dir: &DirMut) -> Result<()> {
-        self.faults.point("sync_dir")?;
+        self.point("sync_dir")?;
         dir.sync()
     }
 
     fn step(&self, verb: &'static str, dir: &DirMut, name: Name<'_>) -> Result<()> {
         tracing::trace!(verb, dir = dir.raw_fd(), name = %name.as_os_str().display(), "upper");
+        self.point(verb)
+    }
+
+    /// Every verb passes here, once, before its system call.
+    fn point(&self, verb: &'static str) -> Result<()> {
+        lock::assert_may_block();
         self.faults.point(verb)
     }
 }
@@ -283,8 +267,6 @@ fn make(dir: &DirMut, name: Name<'_>, mode: u32, new: New<'_>) -> Result<Option<
         New::Node { rdev } => dir.mknod(name, mode, make_device(rdev)).map(|()| None),
     }
 }
-
-const S_IFCHR: u32 = 0o020_000;
 
 /// A device number as mknod(2) takes it.
 fn make_device((major, minor): (u32, u32)) -> u64 {

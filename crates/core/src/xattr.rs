@@ -113,12 +113,13 @@ impl Overlay {
     /// `EROFS`; `ENOTTY`; what the upper answers.
     pub fn set_inode_flags(&self, node: NodeId, flags: u32) -> Result<()> {
         let node = self.node(node)?;
-        self.require_upper()?;
+        let upper = self.require_upper()?;
         self.ensure(&node, Depth::ALL)?;
-        match &node.body {
-            Body::Dir(_) => self.upper_dir(&node)?.set_own_inode_flags(InodeFlags(flags)),
-            Body::Leaf(_) => self.shared_file(&node)?.set_inode_flags(InodeFlags(flags)),
-        }
+        let object = match &node.body {
+            Body::Dir(_) => UpperObject::Dir(self.upper_dir(&node)?),
+            Body::Leaf(_) => UpperObject::Leaf(self.shared_file(&node)?),
+        };
+        upper.set_inode_flags(&object, InodeFlags(flags))
     }
 
     /// The name of an attribute on disk.

@@ -55,6 +55,10 @@ impl Overlay {
         if self.features.sync {
             upper.sync(&file, false)?;
         }
+        if keep < size {
+            // Before the data counts: it is short by intention, and must not show zeros where the rest was.
+            upper.truncate(&file, keep)?;
+        }
         upper.remove_xattr(&object, self.namespace.name(Private::Metacopy))?;
         state.metacopy.store(false, Ordering::Release);
         Ok(())

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
-use plyfs_format::{FileHandle, Name, Origin, Private, xattr};
+use plyfs_format::{FileHandle, Name, Namespace, Origin, Private, xattr};
 use plyfs_sys::{Dir, Errno, FileKind, Stat, Times, XattrFlags};
 
 use crate::Result;
@@ -96,7 +96,15 @@ impl Overlay {
             }
             None => Vec::new(),
         };
-        self.set_private(to, Private::Origin, &value)
+        match self.set_private(to, Private::Origin, &value) {
+            // user.* attributes exist on files and directories only: the inode number will change at the next mount.
+            Err(Errno::PERM)
+                if self.namespace == Namespace::User && !may_have_user_xattrs(from.stat.kind()) =>
+            {
+                Ok(())
+            }
+            done => done,
+        }
     }
 }
 
@@ -126,6 +134,10 @@ impl LowerObject {
     fn checked_name(&self) -> Result<Option<Name<'_>>> {
         self.name.as_deref().map(|name| Name::new(name).map_err(|_| Errno::IO)).transpose()
     }
+}
+
+fn may_have_user_xattrs(kind: FileKind) -> bool {
+    matches!(kind, FileKind::Regular | FileKind::Directory)
 }
 
 /// Attributes without which the copy would grant more, or less, than the original.

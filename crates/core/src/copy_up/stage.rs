@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use plyfs_format::{Name, NameBuf, Private};
-use plyfs_sys::{DirMut, Errno, File, FileKind, OFlags, RenameFlags, Times};
+use plyfs_sys::{DirMut, Errno, File, FileKind, RenameFlags, Times};
 
 use super::Depth;
 use super::meta::LowerObject;
@@ -35,7 +35,7 @@ impl Overlay {
         upper.create_as_mounter(&upper.work, temporary.as_name(), 0o700, New::Dir)?;
         let published = self.finish_directory(node, dir, &from, temporary.as_name());
         if published.is_err() {
-            upper.discard(temporary.as_name(), true);
+            upper.discard(temporary.as_name());
         }
         published
     }
@@ -83,7 +83,7 @@ impl Overlay {
         if published.is_err()
             && let Some(temporary) = &staged.temporary
         {
-            upper.discard(temporary.as_name(), false);
+            upper.discard(temporary.as_name());
         }
         published
     }
@@ -111,7 +111,7 @@ impl Overlay {
             Ok(ino) => Ok(Staged { temporary, file, ino, metacopy }),
             Err(error) => {
                 if let Some(name) = temporary {
-                    upper.discard(name.as_name(), false);
+                    upper.discard(name.as_name());
                 }
                 Err(error)
             }
@@ -165,7 +165,7 @@ impl Overlay {
         match finish() {
             Ok((file, ino)) => Ok(Staged { temporary: Some(temporary), file, ino, metacopy: false }),
             Err(error) => {
-                upper.discard(name, false);
+                upper.discard(name);
                 Err(error)
             }
         }
@@ -203,20 +203,24 @@ impl Overlay {
 
     fn keep_unnamed(&self, upper: &Upper, leaf: &Leaf, staged: &Staged) -> Result<()> {
         leaf.orphan.set(Arc::clone(&staged.file)).map_err(|_| Errno::IO)?;
-        match &staged.temporary {
-            Some(temporary) => upper.unlink(&upper.work, temporary.as_name()),
-            None => Ok(()),
+        if let Some(temporary) = &staged.temporary {
+            upper.discard(temporary.as_name());
         }
+        Ok(())
     }
 
-    /// Publishes a copy in its parent: the parent is marked impure before, and keeps its times.
+    /// Publishes a copy in its parent: the parent is marked impure before, and keeps its times where that can be. Once
+    /// this returns an error, nothing was published.
     fn publish(&self, parent: &Arc<Node>, publish: impl FnOnce(&DirMut) -> Result<()>) -> Result<()> {
         let upper = self.require_upper()?;
         let dir = self.upper_dir(parent)?;
         self.mark_impure(parent)?;
         let before = dir.stat()?;
         publish(&dir)?;
-        upper.utimens(&UpperObject::Dir(dir), Times::of(&before))
+        if let Err(error) = upper.utimens(&UpperObject::Dir(dir), Times::of(&before)) {
+            tracing::warn!(%error, "a directory has new times after copy-up in it");
+        }
+        Ok(())
     }
 
     /// Records on disk that a directory may hold copies of lower objects.
@@ -229,14 +233,6 @@ impl Overlay {
         self.set_private(&object, Private::Impure, b"y")?;
         state.impure.store(true, Ordering::Release);
         Ok(())
-    }
-}
-
-impl Upper {
-    /// An unnamed file in work, to be filled.
-    fn stage_unnamed(&self) -> Result<File> {
-        plyfs_sys::creds::assume_mounter()?;
-        self.work.tmpfile(0o600, OFlags::RDWR)
     }
 }
 
