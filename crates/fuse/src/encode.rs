@@ -203,7 +203,8 @@ mod tests {
 
     #[test]
     fn structures_have_the_sizes_of_the_header_file() {
-        let sizes: [(fn(&mut Output), usize); 7] = [
+        type Case = (fn(&mut Output), usize);
+        let sizes: [Case; 7] = [
             (|o| entry(o, &Entry { node: NodeId(2), attr: sample() }, &Timeouts::FOREVER), ENTRY_OUT),
             (|o| absent(o, &Timeouts::FOREVER), ENTRY_OUT),
             (|o| attr(o, &sample(), &Timeouts::FOREVER), 104),

@@ -12,9 +12,11 @@
 
 #[expect(missing_docs, reason = "most names are those of fuse.h, where they are explained")]
 pub mod abi;
+mod arguments;
 mod backing;
 mod channel;
 mod crew;
+pub mod daemon;
 mod encode;
 mod init;
 mod ioctl;
