@@ -32,9 +32,13 @@ impl Timeouts {
         Self { entry: duration, attr: duration, negative: duration }
     }
 
+    /// Attributes that change behind the kernel's back hold for a moment: an open asks for them twice, and no clock of a
+    /// file system is finer than the kernel's tick, to which this is rounded up.
+    const MOMENT: Duration = Duration::from_millis(1);
+
     /// For how long these attributes hold.
-    const fn of_attr(&self, attr: &Attr) -> Duration {
-        if attr.cacheable { self.attr } else { Duration::ZERO }
+    fn of_attr(&self, attr: &Attr) -> Duration {
+        if attr.cacheable { self.attr } else { self.attr.min(Self::MOMENT) }
     }
 }
 
@@ -255,11 +259,11 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_change_behind_the_engine_are_not_kept() {
+    fn attributes_that_change_behind_the_engine_are_kept_for_a_moment() {
         let mut out = Output::default();
         attr(&mut out, &Attr { cacheable: false, ..sample() }, &Timeouts::FOREVER);
         let mut input = Input::new(out.as_bytes());
-        assert_eq!((input.u64(), input.u32()), (Some(0), Some(0)));
+        assert_eq!((input.u64(), input.u32()), (Some(0), Some(1_000_000)));
         out.clear();
         attr(&mut out, &sample(), &Timeouts::FOREVER);
         assert_ne!(Input::new(out.as_bytes()).u64(), Some(0));

@@ -15,6 +15,7 @@
 //! deleted file would not come free.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use plyfs_core::{NodeId, Shareable};
@@ -41,6 +42,8 @@ pub struct Choice {
 pub struct IoModes<F = Shareable> {
     registry: Option<Box<dyn Registry<F>>>,
     table: Mutex<Table>,
+    /// Opens of all nodes that may map a backing file to write to it; spares the look into the table while there are none.
+    mappers: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -59,33 +62,28 @@ struct Table {
 #[derive(Debug)]
 enum NodeMode {
     Cached { opens: u64 },
-    Passthrough { backing: BackingId, opens: u64, writers: u64, recent: bool },
+    Passthrough { backing: BackingId, opens: u64, mappers: u64, recent: bool },
 }
 
 impl<F> IoModes<F> {
     /// Nothing is open. Without a registry every open is cached.
     #[must_use]
     pub fn new(registry: Option<Box<dyn Registry<F>>>) -> Self {
-        Self { registry, table: Mutex::default() }
+        Self { registry, table: Mutex::default(), mappers: AtomicUsize::new(0) }
     }
 
     /// Decides about an open that the engine granted, and counts it. `shareable` is the file the kernel may go to, where
-    /// there is one; `writes` is whether the open may write.
-    pub fn open(&self, node: NodeId, shareable: Option<&F>, writes: bool) -> Choice {
-        let mut table = self.table.lock();
-        if let Some(choice) = table.join(node, writes) {
-            return choice;
+    /// there is one; `maps` is whether the open allows a shared mapping to be written (`O_RDWR`).
+    pub fn open(&self, node: NodeId, shareable: Option<&F>, maps: bool) -> Choice {
+        let choice = self.choose(node, shareable, maps);
+        if maps && choice.backing.is_some() {
+            self.mappers.fetch_add(1, Ordering::SeqCst);
         }
-        let Some((registry, file)) = self.registry.as_deref().zip(shareable) else {
-            return table.start_cached(node, shareable.is_none());
-        };
-        drop(table);
-        self.start_passthrough(registry, node, file, writes)
+        choice
     }
 
-    /// Counts the end of an open. To be called before the engine hears of it: attributes stay uncacheable for the engine
-    /// at least as long as a writer is counted here, so that `attributes_loosen` is never missed.
-    pub fn release(&self, node: NodeId, writes: bool) {
+    /// Counts the end of an open.
+    pub fn release(&self, node: NodeId, maps: bool) {
         let mut table = self.table.lock();
         match table.nodes.get_mut(&node) {
             Some(NodeMode::Cached { opens }) => {
@@ -94,13 +92,23 @@ impl<F> IoModes<F> {
                     table.nodes.remove(&node);
                 }
             }
-            Some(NodeMode::Passthrough { opens, writers, recent, .. }) => {
+            Some(NodeMode::Passthrough { opens, mappers, recent, .. }) => {
                 *opens = opens.saturating_sub(1);
-                *writers = writers.saturating_sub(u64::from(writes));
                 *recent = true;
+                if maps && *mappers > 0 {
+                    *mappers -= 1;
+                    self.mappers.fetch_sub(1, Ordering::SeqCst);
+                }
             }
             None => tracing::warn!(node = node.0, "a file was released that is not open"),
         }
+    }
+
+    /// Whether the node's attributes can change without a request, so that the kernel must not remember them: a mapping
+    /// of the backing file may be written.
+    pub fn is_loose(&self, node: NodeId) -> bool {
+        self.mappers.load(Ordering::SeqCst) > 0
+            && matches!(self.table.lock().nodes.get(&node), Some(NodeMode::Passthrough { mappers: 1.., .. }))
     }
 
     /// The kernel forgot the node, at least in part: an idle backing file of it is dropped.
@@ -115,11 +123,23 @@ impl<F> IoModes<F> {
         self.drop_ids(dropped);
     }
 
-    fn start_passthrough(&self, registry: &dyn Registry<F>, node: NodeId, file: &F, writes: bool) -> Choice {
+    fn choose(&self, node: NodeId, shareable: Option<&F>, maps: bool) -> Choice {
+        let mut table = self.table.lock();
+        if let Some(choice) = table.join(node, maps) {
+            return choice;
+        }
+        let Some((registry, file)) = self.registry.as_deref().zip(shareable) else {
+            return table.start_cached(node, shareable.is_none());
+        };
+        drop(table);
+        self.start_passthrough(registry, node, file, maps)
+    }
+
+    fn start_passthrough(&self, registry: &dyn Registry<F>, node: NodeId, file: &F, maps: bool) -> Choice {
         let id = registry.register(file);
         let mut table = self.table.lock();
         // Another thread may have opened the node meanwhile.
-        if let Some(choice) = table.join(node, writes) {
+        if let Some(choice) = table.join(node, maps) {
             drop(table);
             self.drop_ids(id);
             return choice;
@@ -131,9 +151,9 @@ impl<F> IoModes<F> {
         table.bypassed = true;
         table.registered += 1;
         table.clock.push_back(node);
-        table.nodes.insert(node, NodeMode::Passthrough { backing: id, opens: 0, writers: 0, recent: true });
+        table.nodes.insert(node, NodeMode::Passthrough { backing: id, opens: 0, mappers: 0, recent: true });
         let evicted = table.evict();
-        let choice = table.join(node, writes);
+        let choice = table.join(node, maps);
         let choice = choice.unwrap_or_else(|| table.start_cached(node, false));
         drop(table);
         self.drop_ids(evicted);
@@ -149,21 +169,21 @@ impl<F> IoModes<F> {
 
 impl Table {
     /// Joins the mode that the node is in, if it is in one.
-    fn join(&mut self, node: NodeId, writes: bool) -> Option<Choice> {
+    fn join(&mut self, node: NodeId, maps: bool) -> Option<Choice> {
         Some(match self.nodes.get_mut(&node)? {
             NodeMode::Cached { opens } => {
                 *opens += 1;
                 cached(true)
             }
-            NodeMode::Passthrough { backing, opens, writers, recent } => {
+            NodeMode::Passthrough { backing, opens, mappers, recent } => {
                 *opens += 1;
                 *recent = true;
-                let first_writer = writes && *writers == 0;
-                *writers += u64::from(writes);
+                let first = maps && *mappers == 0;
+                *mappers += u64::from(maps);
                 Choice {
                     flags: OpenFlags::PASSTHROUGH | OpenFlags::NOFLUSH,
                     backing: Some(*backing),
-                    attributes_loosen: first_writer,
+                    attributes_loosen: first,
                 }
             }
         })
@@ -299,13 +319,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_writer_loosens_the_attributes() {
+    fn only_the_first_mapper_loosens_the_attributes() {
         let (modes, _) = modes();
         assert!(!modes.open(A, Some(&"upper"), false).attributes_loosen);
+        assert!(!modes.is_loose(A));
         assert!(modes.open(A, Some(&"upper"), true).attributes_loosen);
         assert!(!modes.open(A, Some(&"upper"), true).attributes_loosen);
         modes.release(A, true);
+        assert!(modes.is_loose(A) && !modes.is_loose(NodeId(3)));
         modes.release(A, true);
+        assert!(!modes.is_loose(A));
         assert!(modes.open(A, Some(&"upper"), true).attributes_loosen);
     }
 
@@ -388,7 +411,7 @@ mod tests {
         /// `true` once the file was copied up; it stays so.
         Open {
             shareable: bool,
-            writes: bool,
+            maps: bool,
         },
         Close(prop::sample::Index),
         ProcessRelease(prop::sample::Index),
@@ -397,7 +420,7 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            (any::<bool>(), any::<bool>()).prop_map(|(shareable, writes)| Step::Open { shareable, writes }),
+            (any::<bool>(), any::<bool>()).prop_map(|(shareable, maps)| Step::Open { shareable, maps }),
             any::<prop::sample::Index>().prop_map(Step::Close),
             any::<prop::sample::Index>().prop_map(Step::ProcessRelease),
             Just(Step::Forget),
@@ -416,16 +439,16 @@ mod tests {
             let mut upper = false;
             for step in steps {
                 match step {
-                    Step::Open { shareable, writes } => {
+                    Step::Open { shareable, maps } => {
                         upper |= shareable;
-                        let choice = modes.open(A, upper.then_some(&"upper"), writes);
+                        let choice = modes.open(A, upper.then_some(&"upper"), maps);
                         prop_assert!(kernel.opened(&choice), "EIO for {choice:?}");
-                        open.push((choice, writes));
+                        open.push((choice, maps));
                     }
                     Step::Close(which) if !open.is_empty() => {
-                        let (choice, writes) = open.swap_remove(which.index(open.len()));
+                        let (choice, maps) = open.swap_remove(which.index(open.len()));
                         kernel.closed(&choice);
-                        releasing.push(writes);
+                        releasing.push(maps);
                     }
                     Step::ProcessRelease(which) if !releasing.is_empty() => {
                         modes.release(A, releasing.swap_remove(which.index(releasing.len())));

@@ -3,24 +3,31 @@
 //! Owns the layout of `fuse_dirent` and `fuse_direntplus` and the limit the kernel set; which entries there are is the
 //! engine's.
 
-use plyfs_core::{DirEntry, DirSink, NodeId};
+use plyfs_core::{DirEntry, DirSink, Entry, NodeId};
 
 use crate::abi::{DIRENT, ENTRY_OUT};
 use crate::encode::{self, Timeouts};
 use crate::wire::{Input, Output};
 
 /// A listing being filled.
-#[derive(Debug)]
 pub struct Listing<'a> {
     out: &'a mut Output,
     limit: usize,
-    plus: bool,
+    plus: Option<&'a Hold<'a>>,
     timeouts: Timeouts,
 }
 
+/// Marks attributes that the kernel must not remember.
+pub type Hold<'a> = dyn Fn(Entry) -> Entry + 'a;
+
 impl<'a> Listing<'a> {
-    /// A listing of at most `limit` bytes; with nodes and attributes if `plus`.
-    pub const fn new(out: &'a mut Output, limit: usize, plus: bool, timeouts: Timeouts) -> Self {
+    /// A listing of at most `limit` bytes; with nodes and attributes if `plus` is given.
+    pub const fn new(
+        out: &'a mut Output,
+        limit: usize,
+        plus: Option<&'a Hold<'a>>,
+        timeouts: Timeouts,
+    ) -> Self {
         Self { out, limit, plus, timeouts }
     }
 
@@ -39,7 +46,7 @@ impl<'a> Listing<'a> {
     }
 
     const fn record(&self, name_len: usize) -> usize {
-        let head = if self.plus { ENTRY_OUT + DIRENT } else { DIRENT };
+        let head = if self.plus.is_some() { ENTRY_OUT + DIRENT } else { DIRENT };
         (head + name_len).next_multiple_of(8)
     }
 }
@@ -50,9 +57,9 @@ impl DirSink for Listing<'_> {
     }
 
     fn push(&mut self, entry: &DirEntry<'_>) {
-        if self.plus {
-            match &entry.entry {
-                Some(found) => encode::entry(self.out, found, &self.timeouts),
+        if let Some(hold) = self.plus {
+            match entry.entry {
+                Some(found) => encode::entry(self.out, &hold(found), &self.timeouts),
                 // Node 0 means "not told" here, not "absent".
                 None => drop(self.out.zeros(ENTRY_OUT)),
             }
@@ -67,7 +74,7 @@ impl DirSink for Listing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plyfs_core::{Attr, Entry, Time};
+    use plyfs_core::{Attr, Time};
 
     fn found(node: u64) -> Entry {
         let now = Time::default();
@@ -93,7 +100,8 @@ mod tests {
     #[test]
     fn a_listing_never_exceeds_its_limit_and_names_its_nodes() {
         let mut out = Output::default();
-        let mut listing = Listing::new(&mut out, 500, true, Timeouts::FOREVER);
+        let hold = |entry| entry;
+        let mut listing = Listing::new(&mut out, 500, Some(&hold), Timeouts::FOREVER);
         let names: [&[u8]; 4] = [b".", b"a", b"a longer name than that", b"b"];
         let mut pushed = 0;
         for (index, name) in (0_u64..).zip(names) {
@@ -112,7 +120,7 @@ mod tests {
     #[test]
     fn a_plain_entry_has_the_layout_of_fuse_dirent() {
         let mut out = Output::default();
-        Listing::new(&mut out, 4096, false, Timeouts::FOREVER).push(&DirEntry {
+        Listing::new(&mut out, 4096, None, Timeouts::FOREVER).push(&DirEntry {
             cookie: 5,
             ino: 9,
             kind: 0o040_000,

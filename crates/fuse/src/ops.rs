@@ -10,7 +10,7 @@ use crate::abi::{FMODE_EXEC, SetAttrValid};
 use crate::channel::{Channel, Memory};
 use crate::encode::{self, Timeouts};
 use crate::ioctl;
-use crate::iomode::IoModes;
+use crate::iomode::{Choice, IoModes};
 use crate::listing::Listing;
 use crate::notify;
 use crate::reply::{Answer, OpenGiven, Outcome};
@@ -130,8 +130,14 @@ impl Operations {
     }
 
     fn entry(&self, entry: &Entry, out: &mut Output) -> Answer {
-        encode::entry(out, entry, &self.timeouts);
+        encode::entry(out, &self.held(*entry), &self.timeouts);
         Answer::Entry(entry.node)
+    }
+
+    /// The entry, with its attributes marked as not to be remembered where a backing file can change them.
+    fn held(&self, entry: Entry) -> Entry {
+        let cacheable = entry.attr.cacheable && !self.modes.is_loose(entry.node);
+        Entry { attr: Attr { cacheable, ..entry.attr }, ..entry }
     }
 }
 
@@ -147,9 +153,11 @@ impl Operations {
         out: &mut Output,
     ) -> Outcome {
         let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
-        let given = OpenGiven { node, handle: opened.handle, writes: writes(flags) };
+        let given = OpenGiven { node, handle: opened.handle, maps: maps(flags) };
+        let choice = self.choose(&opened, given);
+        encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         // A truncated file's attributes are dropped by the kernel itself.
-        if self.opened(&opened, given, out) && flags & O_TRUNC == 0 {
+        if choice.attributes_loosen && flags & O_TRUNC == 0 {
             // Before the answer: no program can have mapped the file yet.
             if let Err(errno) = notify::attributes_changed(channel, node) {
                 tracing::warn!(%errno, node = node.0, "the kernel could not be told to ask for attributes again");
@@ -171,26 +179,24 @@ impl Operations {
             _ => return Err(Errno::NOSYS),
         };
         let (entry, opened) = result?;
-        // The open of a new file may write whatever its flags say; its attributes are never remembered from before.
-        let given = OpenGiven { node: entry.node, handle: opened.handle, writes: writes(flags) };
-        encode::entry(out, &entry, &self.timeouts);
-        self.opened(&opened, given, out);
+        let given = OpenGiven { node: entry.node, handle: opened.handle, maps: maps(flags) };
+        // Nothing is remembered of a new file that had to be taken back.
+        let choice = self.choose(&opened, given);
+        encode::entry(out, &self.held(entry), &self.timeouts);
+        encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         Ok(Answer::EntryAndOpen(given))
     }
 
-    /// Writes the answer to an open; `true` when attributes remembered before no longer hold.
-    fn opened(&self, opened: &Opened, given: OpenGiven, out: &mut Output) -> bool {
+    fn choose(&self, opened: &Opened, given: OpenGiven) -> Choice {
         let shareable = match &opened.data {
             Data::Shareable(shareable) => Some(shareable),
             Data::LowerOfWritable => None,
         };
-        let choice = self.modes.open(given.node, shareable, given.writes);
-        encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
-        choice.attributes_loosen
+        self.modes.open(given.node, shareable, given.maps)
     }
 
     fn release(&self, open: OpenGiven) {
-        self.modes.release(open.node, open.writes);
+        self.modes.release(open.node, open.maps);
         self.overlay.release(open.handle);
     }
 
@@ -212,7 +218,7 @@ impl Operations {
                 Ok(Answer::Body)
             }
             Request::Release { handle, flags } => {
-                self.release(OpenGiven { node, handle: HandleId(handle), writes: writes(flags) });
+                self.release(OpenGiven { node, handle: HandleId(handle), maps: maps(flags) });
                 Ok(Answer::Body)
             }
             Request::Fsync { .. } if !self.fsync => Err(Errno::NOSYS),
@@ -260,9 +266,13 @@ impl Operations {
                 Ok(Answer::Silence)
             }
             Request::Interrupt { .. } => Ok(Answer::Silence),
-            Request::GetAttr { handle } => self.attr(overlay.getattr(node, handle.map(HandleId))?, out),
+            Request::GetAttr { handle } => {
+                let attr = overlay.getattr(node, handle.map(HandleId))?;
+                Ok(self.attr(node, attr, out))
+            }
             Request::Statx { handle, .. } => {
-                encode::statx(out, &overlay.getattr(node, handle.map(HandleId))?, &self.timeouts);
+                let attr = overlay.getattr(node, handle.map(HandleId))?;
+                encode::statx(out, &self.held(Entry { node, attr }).attr, &self.timeouts);
                 Ok(Answer::Body)
             }
             Request::SetAttr(set) => {
@@ -274,7 +284,7 @@ impl Operations {
                 } else {
                     overlay.setattr(&caller(header, 0), node, handle, &set)?
                 };
-                self.attr(attr, out)
+                Ok(self.attr(node, attr, out))
             }
             Request::ReadLink => {
                 out.bytes(&overlay.readlink(node)?);
@@ -289,7 +299,8 @@ impl Operations {
             Request::SyncFs => overlay.fsync_node(NodeId::ROOT, false).map(done),
             Request::ReadDir { offset, size, plus } => {
                 let limit = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-                let mut listing = Listing::new(out, limit, plus, self.timeouts);
+                let held = |entry| self.held(entry);
+                let mut listing = Listing::new(out, limit, plus.then_some(&held), self.timeouts);
                 overlay.read_dir(node, offset, plus, &mut listing)?;
                 Ok(if plus { Answer::Listing } else { Answer::Body })
             }
@@ -303,9 +314,9 @@ impl Operations {
         self.overlay.forget(node, count);
     }
 
-    fn attr(&self, attr: Attr, out: &mut Output) -> Outcome {
-        encode::attr(out, &attr, &self.timeouts);
-        Ok(Answer::Body)
+    fn attr(&self, node: NodeId, attr: Attr, out: &mut Output) -> Answer {
+        encode::attr(out, &self.held(Entry { node, attr }).attr, &self.timeouts);
+        Answer::Body
     }
 
     fn xattr(&self, header: &Header, node: NodeId, request: &Request<'_>, out: &mut Output) -> Outcome {
@@ -339,8 +350,9 @@ const fn done((): ()) -> Answer {
     Answer::Body
 }
 
-const fn writes(flags: u32) -> bool {
-    flags & O_ACCMODE != 0
+/// Whether a descriptor opened with these flags can be mapped to be written: a shared mapping reads as well.
+const fn maps(flags: u32) -> bool {
+    flags & O_ACCMODE == O_RDWR
 }
 
 const fn caller(header: &Header, umask: u32) -> Caller {

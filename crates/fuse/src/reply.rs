@@ -35,8 +35,8 @@ pub struct OpenGiven {
     pub node: NodeId,
     /// Its handle.
     pub handle: HandleId,
-    /// Whether it may write.
-    pub writes: bool,
+    /// Whether it may be mapped to be written.
+    pub maps: bool,
 }
 
 /// The result of an operation.
