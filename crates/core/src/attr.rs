@@ -49,12 +49,7 @@ impl Overlay {
         if let Some(size) = set.size {
             self.set_size(&node, handle, size)?;
         }
-        if set.uid.is_some() || set.gid.is_some() {
-            upper.chown(&object, set.uid, set.gid)?;
-        }
-        if let Some(mode) = set.mode {
-            upper.chmod(&object, mode & 0o7777)?;
-        }
+        self.change_owner(&object, self.show.owner_change(set)?, set.mode.map(|mode| mode & 0o7777))?;
         if set.atime.is_some() || set.mtime.is_some() {
             upper.utimens(&object, Times { atime: to_sys(set.atime), mtime: to_sys(set.mtime) })?;
         }
@@ -125,14 +120,13 @@ impl Overlay {
 
     /// What `stat` reports for a node whose object has these attributes.
     pub(crate) fn compose(&self, node: &Node, stat: &Stat) -> Attr {
-        let (uid, gid) = self.owners.of(stat);
         let merged = node.as_dir().is_some_and(crate::directory::DirBody::is_merged);
-        Attr {
+        let mut attr = Attr {
             ino: node.ino(),
             mode: stat.mode,
             nlink: if merged { 1 } else { stat.nlink },
-            uid,
-            gid,
+            uid: stat.uid,
+            gid: stat.gid,
             rdev: (stat.rdev_major, stat.rdev_minor),
             size: stat.size,
             blocks: stat.blocks,
@@ -142,7 +136,9 @@ impl Overlay {
             ctime: to_time(stat.ctime),
             btime: stat.btime.map(to_time),
             cacheable: true,
-        }
+        };
+        self.present(node, stat, &mut attr);
+        attr
     }
 
     /// The upper object of a node, for reading and changing its metadata. The node must be in upper.
@@ -160,12 +156,13 @@ impl Overlay {
         if stat.kind() != FileKind::Regular {
             return Ok(());
         }
-        let mut clear = stat.mode & S_ISUID;
-        if stat.mode & S_IXGRP != 0 {
-            clear |= stat.mode & S_ISGID;
+        let mode = if self.show.any_record { self.owner_of(object)?.mode } else { stat.permissions() };
+        let mut clear = mode & S_ISUID;
+        if mode & S_IXGRP != 0 {
+            clear |= mode & S_ISGID;
         }
         if clear != 0 {
-            upper.chmod(object, stat.permissions() & !clear)?;
+            self.change_owner(object, (None, None), Some(mode & !clear))?;
         }
         match upper.remove_xattr(object, plyfs_format::xattr::CAPABILITY) {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),

@@ -18,6 +18,7 @@ use crate::merge::{Found, Object};
 use crate::node::{Body, Leaf, Node, SharedName, UpperLeaf};
 use crate::object::{Caller, Entry, NodeId, Opened};
 use crate::overlay::Overlay;
+use crate::show::Owner;
 use crate::upper::{New, Upper, UpperObject};
 use crate::whiteout;
 
@@ -114,7 +115,9 @@ impl Overlay {
         let upper = self.require_upper()?;
         self.ensure(&parent, Depth::Metadata)?;
         let dir = self.upper_dir(&parent)?;
-        let file = Arc::new(upper.create_unnamed(caller, &dir, S_IFREG | (mode & 0o7777))?);
+        let caller = &self.show.creator(caller)?;
+        let wanted = Wanted { caller, mode: S_IFREG | (mode & 0o7777), new: New::File };
+        let file = self.make_unnamed(upper, &dir, wanted)?;
         let stat = file.stat()?;
         let leaf = Leaf::upper(UpperLeaf::whole(stat.ino), None);
         leaf.orphan.set(Arc::clone(&file)).map_err(|_| Errno::IO)?;
@@ -141,6 +144,8 @@ impl Overlay {
         if whiteout::is_reserved(checked) {
             return Err(Errno::INVAL);
         }
+        let caller = &self.show.creator(wanted.caller)?;
+        let wanted = Wanted { caller, ..wanted };
         self.ensure(&parent, Depth::Metadata)?;
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         let shared: SharedName = name.into();
@@ -153,6 +158,8 @@ impl Overlay {
         };
         let is_dir = matches!(wanted.new, New::Dir);
         let made = match free {
+            // It must not be seen with the mounter's owner.
+            _ if self.show.upper_record.is_some() => self.make_staged(upper, &fd, checked, wanted, free),
             Free::Whiteout => self.make_staged(upper, &fd, checked, wanted, free),
             // What the mark hides would show in a directory that is not opaque from the start.
             Free::Marked if is_dir => self.make_staged(upper, &fd, checked, wanted, free),
@@ -234,24 +241,24 @@ impl Overlay {
     fn make_staged(
         &self,
         upper: &Upper,
-        fd: &DirMut,
+        fd: &Arc<DirMut>,
         name: Name<'_>,
         wanted: Wanted<'_>,
         free: Free,
     ) -> Result<Made> {
         let temporary = upper.temporary_name()?;
-        let parent = fd.stat()?;
         let is_dir = matches!(wanted.new, New::Dir);
-        let inherited = self.inherit(fd, &parent, wanted)?;
-        let caller = Caller { gid: inherited.gid, umask: 0, ..*wanted.caller };
-        let file = upper.create(&caller, &upper.work, temporary.as_name(), inherited.mode, wanted.new)?;
+        let inherited = self.inherit(fd, wanted)?;
+        let file = self.create_staged(upper, temporary.as_name(), wanted, &inherited)?;
+        let opaque = is_dir && free != Free::Plain;
         let finish = || -> Result<Stat> {
             let object = match (&file, is_dir) {
                 (_, true) => UpperObject::Dir(Arc::new(upper.work.child_mut(temporary.as_name())?)),
                 _ => UpperObject::Leaf(Arc::new(upper.work.open_path_mut(temporary.as_name())?)),
             };
             self.apply_inherited(upper, &object, &inherited)?;
-            if is_dir {
+            self.record_new(&object, inherited.owner(wanted.caller), object.stat()?.kind())?;
+            if opaque {
                 self.set_private(&object, Private::Opaque, b"y")?;
             }
             let stat = object.stat()?;
@@ -268,11 +275,40 @@ impl Overlay {
         if made.is_err() || (is_dir && free == Free::Whiteout) {
             upper.discard(temporary.as_name());
         }
-        Ok(Made { stat: made?, file, opaque: is_dir })
+        Ok(Made { stat: made?, file, opaque })
+    }
+
+    fn create_staged(
+        &self,
+        upper: &Upper,
+        name: Name<'_>,
+        wanted: Wanted<'_>,
+        inherited: &Inherited,
+    ) -> Result<Option<File>> {
+        if self.show.upper_record.is_some() {
+            let is_dir = matches!(wanted.new, New::Dir);
+            let mode = (inherited.mode & !0o7777) | Owner::real_mode(inherited.mode, is_dir);
+            return upper.create_as_mounter(&upper.work, name, mode, wanted.new);
+        }
+        let caller = Caller { gid: inherited.gid, umask: 0, ..*wanted.caller };
+        upper.create(&caller, &upper.work, name, inherited.mode, wanted.new)
+    }
+
+    fn make_unnamed(&self, upper: &Upper, dir: &Arc<DirMut>, wanted: Wanted<'_>) -> Result<Arc<File>> {
+        if self.show.upper_record.is_none() {
+            return upper.create_unnamed(wanted.caller, dir, wanted.mode).map(Arc::new);
+        }
+        let inherited = self.inherit(dir, wanted)?;
+        let file = Arc::new(upper.stage_unnamed()?);
+        let object = UpperObject::Leaf(Arc::clone(&file));
+        self.apply_inherited(upper, &object, &inherited)?;
+        self.record_new(&object, inherited.owner(wanted.caller), plyfs_sys::FileKind::Regular)?;
+        Ok(file)
     }
 
     /// What the parent passes on: group and set-gid bit, ACLs or the umask.
-    fn inherit(&self, fd: &DirMut, parent: &Stat, wanted: Wanted<'_>) -> Result<Inherited> {
+    fn inherit(&self, fd: &Arc<DirMut>, wanted: Wanted<'_>) -> Result<Inherited> {
+        let parent = self.owner_of(&UpperObject::Dir(Arc::clone(fd)))?;
         let is_dir = matches!(wanted.new, New::Dir);
         let mut inherited =
             Inherited { gid: wanted.caller.gid, mode: wanted.mode, access: None, default: None };
@@ -369,4 +405,10 @@ struct Inherited {
     mode: u32,
     access: Option<Vec<u8>>,
     default: Option<Vec<u8>>,
+}
+
+impl Inherited {
+    fn owner(&self, caller: &Caller) -> Owner {
+        Owner { uid: caller.uid, gid: self.gid, mode: self.mode & 0o7777 }
+    }
 }

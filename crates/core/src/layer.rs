@@ -12,6 +12,7 @@ use plyfs_sys::Dir;
 use crate::Result;
 use crate::fd_cache::{FdCache, Slot};
 use crate::ino::FsIndex;
+use crate::show::Record;
 
 /// A read-only layer.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(crate) struct LowerLayer {
     pub path: PathBuf,
     /// The layer lies on a mount without set-id programs: neither set-id bits nor capabilities are copied up from it.
     pub nosuid: bool,
+    /// It keeps owners and modes in this attribute.
+    pub record: Option<Record>,
 }
 
 /// A directory of a lower layer, named by its path beneath the layer's root.

@@ -34,7 +34,7 @@
 //!
 //! # Where things are
 //!
-//! `overlay.rs` assembles; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
+//! `overlay.rs` assembles; `show.rs` translates owners and modes; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
 //! `rename.rs` change names; `file.rs` and `handle.rs` open, read and write; `copy_up/` moves things to upper.
 
 mod attr;
@@ -62,6 +62,7 @@ mod readdir;
 mod redirect;
 mod remove;
 mod rename;
+mod show;
 mod table;
 mod upper;
 mod whiteout;

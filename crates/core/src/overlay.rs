@@ -24,6 +24,7 @@ use crate::node::{Body, Node};
 use crate::owner::Owners;
 use crate::probe;
 use crate::readdir::ListingBudget;
+use crate::show::Show;
 use crate::table::NodeTable;
 use crate::upper::Upper;
 use crate::whiteout::DirMarks;
@@ -61,6 +62,7 @@ pub struct Overlay {
     pub(crate) namespace: Namespace,
     pub(crate) features: Features,
     pub(crate) owners: Owners,
+    pub(crate) show: Show,
     pub(crate) table: NodeTable,
     pub(crate) handles: Handles,
     pub(crate) cache: FdCache,
@@ -109,7 +111,8 @@ impl Overlay {
             Some((upper, locks)) => (Some(upper), locks),
             None => (None, Vec::new()),
         };
-        let ino = InoSpace::new(devices.len());
+        let ino = InoSpace::new(devices.len(), spec.options.ino32);
+        let show = probe::show(spec, &lowers, upper.as_ref())?;
         let table = NodeTable::default();
         let root = make_root(&table, &lowers, upper.as_ref(), options.namespace, ino)?;
         Ok(Self {
@@ -118,6 +121,7 @@ impl Overlay {
             namespace: options.namespace,
             features: options.features,
             owners: Owners::new(settings.unmapped_owner),
+            show,
             table,
             handles: Handles::default(),
             cache: FdCache::new(settings.open_directories),

@@ -6,8 +6,6 @@
 //!
 //! [`Settings`]: crate::Settings
 
-use plyfs_sys::Stat;
-
 /// What the kernel reports where its `overflowuid` and `overflowgid` settings cannot be read (their default).
 const OVERFLOW_ID: u32 = 65_534;
 
@@ -30,19 +28,15 @@ impl Owners {
         Self { replaced: by.map(|by| Replaced { unmapped: unmapped(), by }) }
     }
 
-    /// Owner and group of an object.
-    pub fn of(&self, stat: &Stat) -> (u32, u32) {
+    /// Owner and group as the union sees them, of what is reported. Where they differ a copy must not act in that owner's
+    /// name.
+    pub fn replace(&self, uid: u32, gid: u32) -> (u32, u32) {
         let Some(replaced) = self.replaced else {
-            return (stat.uid, stat.gid);
+            return (uid, gid);
         };
-        let uid = if stat.uid == replaced.unmapped.0 { replaced.by.0 } else { stat.uid };
-        let gid = if stat.gid == replaced.unmapped.1 { replaced.by.1 } else { stat.gid };
+        let uid = if uid == replaced.unmapped.0 { replaced.by.0 } else { uid };
+        let gid = if gid == replaced.unmapped.1 { replaced.by.1 } else { gid };
         (uid, gid)
-    }
-
-    /// Whether an object's owner is another one than reported: then a copy of it must not act in that owner's name.
-    pub fn differ(&self, stat: &Stat) -> bool {
-        self.of(stat) != (stat.uid, stat.gid)
     }
 }
 
@@ -55,18 +49,12 @@ fn overflow_id(which: &str) -> u32 {
 mod tests {
     use super::*;
 
-    fn stat(uid: u32, gid: u32) -> Stat {
-        let mut stat = plyfs_sys::Dir::open_root(std::path::Path::new("/")).unwrap().stat().unwrap();
-        (stat.uid, stat.gid) = (uid, gid);
-        stat
-    }
-
     #[test]
     fn only_unmapped_owners_are_replaced_and_only_where_that_is_wanted() {
-        let unmapped = stat(overflow_id("uid"), 7);
-        assert_eq!(Owners::default().of(&unmapped), (overflow_id("uid"), 7));
+        let unmapped = overflow_id("uid");
+        assert_eq!(Owners::default().replace(unmapped, 7), (unmapped, 7));
         let owners = Owners::new(Some((0, 0)));
-        assert_eq!(owners.of(&unmapped), (0, 7));
-        assert!(owners.differ(&unmapped) && !owners.differ(&stat(5, 7)));
+        assert_eq!(owners.replace(unmapped, 7), (0, 7));
+        assert_eq!(owners.replace(5, 7), (5, 7));
     }
 }

@@ -14,6 +14,7 @@ use crate::error::AssembleError;
 use crate::ino::FsIndex;
 use crate::layer::LowerLayer;
 use crate::overlay::{Features, Settings, directory_error};
+use crate::show::{Record, Show};
 use crate::upper::{Abilities, Upper};
 use crate::work::names;
 
@@ -58,6 +59,28 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
     Ok(Options { namespace: effective.namespace, features, volatile: effective.volatile })
 }
 
+/// What is shown otherwise than it lies on disk. An upper that is to record owners and modes is marked so at its root,
+/// like every layer that does.
+pub(crate) fn show(spec: &StackSpec, lowers: &[LowerLayer], upper: Option<&Upper>) -> Assembled<Show> {
+    let mut show = Show::new(&spec.options);
+    if let Some(upper) = upper {
+        let fail = |errno| directory_error("upperdir", &upper.path, errno);
+        let present = Record::of_layer(&upper.root).map_err(fail)?;
+        match show.upper_record.or(present) {
+            Some(record) if present.is_none() => {
+                let stat = upper.root.stat().map_err(fail)?;
+                record.mark_root(&upper.root, &stat).map_err(fail)?;
+                show.upper_record = Some(record);
+            }
+            record => show.upper_record = record,
+        }
+    } else {
+        show.upper_record = None;
+    }
+    show.any_record = show.upper_record.is_some() || lowers.iter().any(|layer| layer.record.is_some());
+    Ok(show)
+}
+
 /// Opens the lower layers, topmost first. Where it is allowed each gets a read-only mount of its own, without what is
 /// mounted below it: a lower that contains the mount point of this very stack is then harmless, and even a bug could
 /// not write to it.
@@ -78,7 +101,8 @@ fn lower(path: &Path, devices: &mut Vec<u64>) -> Assembled<LowerLayer> {
     let root = private_mount(&plain).unwrap_or(plain);
     let stat = root.stat().map_err(fail)?;
     let uuid = root.filesystem_uuid().map_err(fail)?.unwrap_or_default();
-    Ok(LowerLayer { root, fs: fs_index(devices, &stat), uuid, path: path.to_owned(), nosuid })
+    let record = Record::of_layer(&root).map_err(fail)?;
+    Ok(LowerLayer { root, fs: fs_index(devices, &stat), uuid, path: path.to_owned(), nosuid, record })
 }
 
 /// A read-only clone of the mount below a directory, without its submounts. `None` without the privilege.

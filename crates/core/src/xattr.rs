@@ -3,7 +3,8 @@
 //! The overlay's own attributes are hidden; those of an overlay inside this one are escaped on disk. The kernel's
 //! counterpart is `xattrs.c`.
 
-use std::ffi::CString;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
 use plyfs_format::{Name, xattr};
@@ -25,8 +26,12 @@ impl Overlay {
     /// `ENODATA` where it is absent, also on a layer without attributes; what the layer answers.
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.node(node)?;
+        if self.show.is_record(name) {
+            return Err(Errno::NODATA);
+        }
         let name = self.name_on_disk(name)?;
-        self.read_xattr(&node, &name)?.ok_or(Errno::NODATA)
+        let value = self.read_xattr(&node, &name)?.ok_or(Errno::NODATA)?;
+        if is_acl(&name) { self.show.translate_acl(value, false) } else { Ok(value) }
     }
 
     /// The names of all attributes that the caller may see, each ended by NUL.
@@ -35,6 +40,9 @@ impl Overlay {
     /// What the layer answers.
     pub fn list_xattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
+        if self.show.noxattrs {
+            return Err(Errno::OPNOTSUPP);
+        }
         let raw = match self.object_of(&node)? {
             Located::Upper(UpperObject::Dir(dir)) => dir.list_own_xattrs()?,
             Located::Upper(UpperObject::Leaf(file)) => file.list_xattrs()?,
@@ -43,7 +51,7 @@ impl Overlay {
         };
         let mut shown = Vec::with_capacity(raw.len());
         for name in raw.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if name.starts_with(b"trusted.") && caller.uid != 0 {
+            if (name.starts_with(b"trusted.") && caller.uid != 0) || self.show.hides_xattr(name) {
                 continue;
             }
             if let Some(name) = xattr::unescape(self.namespace, name) {
@@ -69,12 +77,17 @@ impl Overlay {
         let node = self.node(node)?;
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
+        let value = if is_acl(&name) {
+            Cow::Owned(self.show.translate_acl(value.to_vec(), true)?)
+        } else {
+            Cow::Borrowed(value)
+        };
         self.ensure(&node, Depth::Metadata)?;
         let object = self.upper_object(&node)?;
-        upper.set_xattr(&object, &name, value, XattrFlags::from_bits_retain(flags))?;
+        upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))?;
         if kill_sgid {
-            let stat = object.stat()?;
-            upper.chmod(&object, stat.permissions() & !S_ISGID)?;
+            let mode = self.owner_of(&object)?.mode;
+            self.change_owner(&object, (None, None), Some(mode & !S_ISGID))?;
         }
         Ok(())
     }
@@ -124,11 +137,12 @@ impl Overlay {
 
     /// The name of an attribute on disk.
     fn name_on_disk(&self, name: &[u8]) -> Result<CString> {
+        self.show.check_xattr(name)?;
         let escaped = xattr::escape(self.namespace, name).map_err(|_| Errno::OPNOTSUPP)?;
         CString::new(escaped.into_owned()).map_err(|_| Errno::INVAL)
     }
 
-    fn read_xattr(&self, node: &Arc<Node>, name: &CString) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn read_xattr(&self, node: &Node, name: &CStr) -> Result<Option<Vec<u8>>> {
         match self.object_of(node)? {
             Located::Upper(object) => object.get_xattr(name),
             Located::LowerDir(dir) => dir.get_own_xattr(name),
@@ -136,7 +150,7 @@ impl Overlay {
         }
     }
 
-    fn object_of(&self, node: &Arc<Node>) -> Result<Located> {
+    fn object_of(&self, node: &Node) -> Result<Located> {
         if node.in_upper() {
             return self.upper_object(node).map(Located::Upper);
         }
@@ -148,6 +162,10 @@ impl Overlay {
             }
         }
     }
+}
+
+fn is_acl(name: &CStr) -> bool {
+    name == xattr::ACL_ACCESS || name == xattr::ACL_DEFAULT
 }
 
 /// The object that bears a node's attributes.

@@ -12,6 +12,7 @@ use plyfs_sys::{Dir, Errno, FileKind, Stat, Times, XattrFlags};
 use crate::Result;
 use crate::node::SharedName;
 use crate::overlay::Overlay;
+use crate::show::Owner;
 use crate::upper::UpperObject;
 
 /// An object of a lower layer, for reading its attributes.
@@ -34,20 +35,29 @@ impl Overlay {
     ) -> Result<()> {
         let upper = self.require_upper()?;
         let nosuid = self.lowers.get(usize::from(from.layer)).is_some_and(|layer| layer.nosuid);
-        let (uid, gid) = self.owners.of(&from.stat);
-        upper.chown(to, Some(uid), Some(gid)).map_err(|error| match error {
-            // An id that this user namespace does not know.
-            Errno::INVAL => Errno::OVERFLOW,
-            other => other,
-        })?;
+        let kind = from.stat.kind();
+        let owner = match self.record_of(from.layer) {
+            Some(record) => record.read(|name| from.get(name))?.unwrap_or_else(|| Owner::of(&from.stat)),
+            None => Owner::of(&from.stat),
+        };
+        let (uid, gid) = self.owners.replace(owner.uid, owner.gid);
+        let foreign = nosuid || (uid, gid) != (owner.uid, owner.gid);
+        let keep = if foreign && kind == FileKind::Regular { 0o1777 } else { 0o7777 };
+        let owner = Owner { uid, gid, mode: owner.mode & keep };
+        let recorded = self.record_new(to, owner, kind)?;
+        if !recorded {
+            upper.chown(to, Some(owner.uid), Some(owner.gid)).map_err(|error| match error {
+                // An id that this user namespace does not know.
+                Errno::INVAL => Errno::OVERFLOW,
+                other => other,
+            })?;
+        }
         self.copy_xattrs(from, to, nosuid)?;
         if with_origin {
             self.set_origin(from, to)?;
         }
-        if from.stat.kind() != FileKind::Symlink {
-            let foreign = nosuid || self.owners.differ(&from.stat);
-            let keep = if foreign && from.stat.kind() == FileKind::Regular { 0o1777 } else { 0o7777 };
-            upper.chmod(to, from.stat.mode & keep)?;
+        if !recorded && kind != FileKind::Symlink {
+            upper.chmod(to, owner.mode)?;
         }
         upper.utimens(to, Times::of(&from.stat))
     }
@@ -72,7 +82,8 @@ impl Overlay {
         let upper = self.require_upper()?;
         let names = from.list()?;
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if xattr::is_private(self.namespace, name) || (nosuid && name == xattr::CAPABILITY.to_bytes()) {
+            let skipped = xattr::is_private(self.namespace, name) || self.show.is_record(name);
+            if skipped || (nosuid && name == xattr::CAPABILITY.to_bytes()) {
                 continue;
             }
             let name = CString::new(name).map_err(|_| Errno::INVAL)?;
