@@ -56,6 +56,12 @@ impl<const RANK: u8, T> Ordered<RANK, T> {
         Guard { inner: self.0.lock(), _held: held }
     }
 
+    /// As [`lock`](Self::lock), if nobody holds it.
+    pub fn try_lock(&self) -> Option<Guard<'_, RANK, T>> {
+        let inner = self.0.try_lock()?;
+        Some(Guard { inner, _held: Held::take(false) })
+    }
+
     /// As [`lock`](Self::lock), beside locks of the same rank: the caller takes those in an order of its own.
     pub fn lock_beside(&self) -> Guard<'_, RANK, T> {
         let held = Held::take(true);

@@ -64,6 +64,8 @@ pub(crate) struct Leaf {
     pub orphan: OnceLock<Arc<File>>,
     /// The one open file that all handles share, while anyone holds it.
     pub shared: Mutex<Weak<File>>,
+    /// Its data was offered to the front end's cache, or is too much for that. Atomic.
+    pub offered: AtomicBool,
 }
 
 /// A leaf in a lower layer. Lower layers do not change, so its path is good for ever.
@@ -196,12 +198,19 @@ impl Leaf {
             upper: OnceLock::new(),
             orphan: OnceLock::new(),
             shared: Mutex::new(Weak::new()),
+            offered: AtomicBool::new(false),
         }
     }
 
     /// A leaf of upper, with the lower object it was copied from or hides its metadata-only copy of.
     pub fn upper(upper: UpperLeaf, lower: Option<LowerLeaf>) -> Self {
-        Self { lower, upper: OnceLock::from(upper), orphan: OnceLock::new(), shared: Mutex::new(Weak::new()) }
+        Self {
+            lower,
+            upper: OnceLock::from(upper),
+            orphan: OnceLock::new(),
+            shared: Mutex::new(Weak::new()),
+            offered: AtomicBool::new(false),
+        }
     }
 
     /// Whether the data lies in upper too.

@@ -176,6 +176,8 @@ pub const STATX_BTIME: u32 = 0x800;
 #[repr(i32)]
 pub enum NotifyCode {
     InvalInode = 2,
+    /// Data for the page cache of a node.
+    Store = 4,
 }
 
 /// The ioctl requests that plyfs answers, as numbered by `<linux/fs.h>` on 64-bit systems.

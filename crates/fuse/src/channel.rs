@@ -92,8 +92,16 @@ impl Channel {
     /// # Errors
     /// The errno of writev(2); ENOENT when the kernel does not know the node or name, which is often no error.
     pub fn notify(&self, code: NotifyCode, body: &[u8]) -> Result<(), Errno> {
-        let header = out_header(body.len(), code as i32, 0);
-        let parts = [IoSlice::new(&header), IoSlice::new(body)];
+        self.notify_with(code, body, &[])
+    }
+
+    /// As [`notify`](Self::notify), with data behind the body.
+    ///
+    /// # Errors
+    /// The errno of writev(2).
+    pub fn notify_with(&self, code: NotifyCode, body: &[u8], data: &[u8]) -> Result<(), Errno> {
+        let header = out_header(body.len() + data.len(), code as i32, 0);
+        let parts = [IoSlice::new(&header), IoSlice::new(body), IoSlice::new(data)];
         device::write_reply(self.fd.as_fd(), &parts).map(drop)
     }
 

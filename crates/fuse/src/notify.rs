@@ -1,8 +1,8 @@
 //! What the kernel is told without having asked: `FUSE_NOTIFY_*`.
 //!
 //! Owns the encoding, and the rule about when something may be told: a notification that concerns page cache or names
-//! takes locks that a request in progress may hold, and must not be sent by the thread that is to answer it. The one sent
-//! here takes none of them. Only the mount itself changes what it shows, so that nothing else needs telling.
+//! takes locks that a request in progress may hold, and must not be sent by the thread that is to answer it.
+//! [`attributes_changed`] takes none of them; [`data`] waits for reads of the same pages. Only the mount itself changes what it shows, so that nothing else needs telling.
 
 use plyfs_core::NodeId;
 use plyfs_sys::Errno;
@@ -21,6 +21,21 @@ pub fn attributes_changed(channel: &Channel, node: NodeId) -> Result<(), Errno> 
     // A negative offset spares the page cache.
     body.u64(node.0).i64(-1).i64(0);
     match channel.notify(NotifyCode::InvalInode, body.as_bytes()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// The first bytes of a file, for the page cache: all of a small one. Sent when a node is opened for the first time, when no
+/// read of it can be under way; should one be, another worker answers it.
+///
+/// # Errors
+/// The errno of writev(2). A node that the kernel does not know is no error.
+pub fn data(channel: &Channel, node: NodeId, data: &[u8]) -> Result<(), Errno> {
+    let mut body = Output::default();
+    let size = u32::try_from(data.len()).map_err(|_| Errno::INVAL)?;
+    body.u64(node.0).u64(0).u32(size).u32(0);
+    match channel.notify_with(NotifyCode::Store, body.as_bytes(), data) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
     }

@@ -6,7 +6,7 @@
 use plyfs_core::{Attr, Caller, Data, Entry, HandleId, NodeId, Opened, Overlay, SetAttr, Time, TimeSet};
 use plyfs_sys::Errno;
 
-use crate::abi::{FMODE_EXEC, SetAttrValid};
+use crate::abi::{FMODE_EXEC, OpenFlags, SetAttrValid};
 use crate::channel::{Channel, Memory};
 use crate::encode::{self, Timeouts};
 use crate::ioctl;
@@ -156,6 +156,13 @@ impl Operations {
         let given = OpenGiven { node, handle: opened.handle, maps: maps(flags) };
         let choice = self.choose(&opened, given);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
+        if matches!(opened.data, Data::LowerOfWritable) && choice.flags.contains(OpenFlags::KEEP_CACHE) {
+            self.overlay.offer_data(node, |data| {
+                if let Err(errno) = notify::data(channel, node, data) {
+                    tracing::debug!(%errno, node = node.0, "a small file's data was not taken into the page cache");
+                }
+            });
+        }
         // A truncated file's attributes are dropped by the kernel itself.
         if choice.attributes_loosen && flags & O_TRUNC == 0 {
             // Before the answer: no program can have mapped the file yet.
