@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::Name;
+use plyfs_format::{Name, Private};
 use plyfs_sys::{Errno, File, FileKind, Stat, Times, Timestamp, XattrFlags};
 
 use crate::Result;
@@ -243,14 +243,18 @@ impl Overlay {
         Ok(stat)
     }
 
-    /// Sets a private attribute of an upper object.
-    pub(crate) fn set_private(
-        &self,
-        object: &UpperObject,
-        private: plyfs_format::Private,
-        value: &[u8],
-    ) -> Result<()> {
-        self.require_upper()?.set_xattr(object, self.namespace.name(private), value, XattrFlags::empty())
+    /// Sets a private attribute of an upper object. Without attributes a file marks an opaque directory, and the origins that
+    /// make inode numbers last are not kept.
+    pub(crate) fn set_private(&self, object: &UpperObject, private: Private, value: &[u8]) -> Result<()> {
+        let upper = self.require_upper()?;
+        if upper.abilities.xattr {
+            return upper.set_xattr(object, self.namespace.name(private), value, XattrFlags::empty());
+        }
+        match (private, object) {
+            (Private::Opaque, UpperObject::Dir(dir)) => upper.mark_opaque(dir),
+            (Private::Origin | Private::Impure, _) => Ok(()),
+            _ => Err(Errno::OPNOTSUPP),
+        }
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct UpperDir {
     pub opaque: AtomicBool,
     /// Entries may be copies of lower objects, so their `origin` must be asked for. Atomic; only ever set.
     pub impure: AtomicBool,
-    /// Whether it holds `.wh.` names; this mount makes none.
+    /// Whether it holds `.wh.` names.
     pub oci_marks: OciMarks,
     /// The redirect recorded on disk.
     pub redirect: Mutex<Option<Box<[u8]>>>,

@@ -4,7 +4,8 @@
 //! `upper.rs`. The kernel's counterparts are `struct ovl_layer` and `struct ovl_path`.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use plyfs_format::{Name, RelPath};
 use plyfs_sys::Dir;
@@ -44,27 +45,42 @@ pub(crate) struct LayerDir {
 
 /// Whether a directory may hold names that start with `.wh.`: such a name hides another one from the layers below.
 #[derive(Debug, Default)]
-pub(crate) struct OciMarks(OnceLock<bool>);
+pub(crate) struct OciMarks(AtomicU8);
+
+const UNKNOWN: u8 = 0;
+const NONE: u8 = 1;
+const SOME: u8 = 2;
 
 impl OciMarks {
     /// A directory that is known to hold none.
     pub fn none() -> Self {
-        Self(OnceLock::from(false))
+        Self(AtomicU8::new(NONE))
     }
 
     /// Whether each name has to be asked for its mark.
     pub fn possible(&self) -> bool {
-        self.0.get().copied().unwrap_or(true)
+        self.0.load(Ordering::Acquire) != NONE
     }
 
     /// Whether there are any, if that is known.
     pub fn known(&self) -> Option<bool> {
-        self.0.get().copied()
+        match self.0.load(Ordering::Acquire) {
+            NONE => Some(false),
+            SOME => Some(true),
+            _ => None,
+        }
     }
 
     /// Notes what a complete listing of the directory showed.
     pub fn learn(&self, any: bool) {
-        self.0.get_or_init(|| any);
+        let known = if any { SOME } else { NONE };
+        // Whoever expects one meanwhile knows better.
+        self.0.compare_exchange(UNKNOWN, known, Ordering::AcqRel, Ordering::Relaxed).map_or_else(drop, drop);
+    }
+
+    /// Notes that this mount is about to make one.
+    pub fn expect(&self) {
+        self.0.store(SOME, Ordering::Release);
     }
 }
 

@@ -36,6 +36,9 @@ pub struct Settings {
     pub faults: Faults,
     /// How many layer directories may be held open at once. The process needs some descriptors beside them.
     pub open_directories: usize,
+    /// Delete by `.wh.NAME` files also where whiteout devices could be made: for tests, and for uppers that are to go where
+    /// there are none.
+    pub named_whiteouts: bool,
     /// How long assembly waits for another mount to let go of the upper directory: a daemon that is just ending.
     pub wait_for_upper: Duration,
     /// Owner and group of objects whose own are not mapped in the mounter's user namespace: shown so, and given to their
@@ -47,6 +50,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             faults: Faults::new(),
+            named_whiteouts: false,
             open_directories: 4096,
             wait_for_upper: Duration::from_secs(3),
             unmapped_owner: None,
@@ -93,6 +97,15 @@ pub(crate) struct Features {
     pub uuid: bool,
 }
 
+impl Features {
+    /// Without what the upper's file system cannot keep.
+    fn within(self, upper: Option<&Upper>) -> Self {
+        let Some(upper) = upper.filter(|upper| !upper.abilities.xattr) else { return self };
+        tracing::warn!(path = %upper.path.display(), "upperdir has no attributes: no directory of a lower layer can be renamed, and inode numbers change at copy-up");
+        Self { redirect_dir: false, metacopy: false, allow_offline_changes: true, ..self }
+    }
+}
+
 impl Overlay {
     /// Opens the layers and prepares upper and work. Relative paths are taken from the working directory.
     ///
@@ -111,6 +124,7 @@ impl Overlay {
             Some((upper, locks)) => (Some(upper), locks),
             None => (None, Vec::new()),
         };
+        let features = options.features.within(upper.as_ref());
         let ino = InoSpace::new(devices.len(), spec.options.ino32);
         let show = probe::show(spec, &lowers, upper.as_ref())?;
         let table = NodeTable::default();
@@ -119,7 +133,7 @@ impl Overlay {
             lowers,
             upper,
             namespace: options.namespace,
-            features: options.features,
+            features,
             owners: Owners::new(settings.unmapped_owner),
             show,
             table,

@@ -15,7 +15,7 @@ use crate::ino::FsIndex;
 use crate::layer::LowerLayer;
 use crate::overlay::{Features, Settings, directory_error};
 use crate::show::{Record, Show};
-use crate::upper::{Abilities, Upper};
+use crate::upper::{Abilities, Upper, WhiteoutForm};
 use crate::work::names;
 
 type Assembled<T> = core::result::Result<T, AssembleError>;
@@ -151,15 +151,12 @@ pub(crate) fn upper(
         lock("workdir", &paths.work, &workdir, settings.wait_for_upper)?,
     ];
     let work = fresh_work(&workdir, &paths.work)?;
-    let abilities = abilities(&work, options.namespace).map_err(fail_work)?;
-    if !abilities.xattr {
-        let what = match options.namespace {
-            Namespace::Trusted => {
-                "hold trusted.* attributes for this user (without root, mount with -o userxattr)"
-            }
-            Namespace::User => "hold user.* attributes",
-        };
-        return Err(AssembleError::Unsuitable { path: paths.upper.clone(), what });
+    let mut abilities = abilities(&work, options.namespace).map_err(|errno| match errno {
+        Errno::PERM => AssembleError::Unsuitable { path: paths.upper.clone(), what: NO_ATTRIBUTES },
+        errno => fail_work(errno),
+    })?;
+    if settings.named_whiteouts {
+        abilities.whiteouts = WhiteoutForm::Named;
     }
     if options.volatile {
         mark_volatile(&work).map_err(fail_work)?;
@@ -265,6 +262,8 @@ fn has_incompat(work: &DirMut) -> Result<bool> {
     }
 }
 
+const NO_ATTRIBUTES: &str = "hold trusted.* attributes for this user (without root, mount with -o userxattr)";
+
 fn abilities(work: &DirMut, namespace: Namespace) -> Result<Abilities> {
     let name = |text: &'static [u8]| Name::new(text).map_err(|_| Errno::INVAL);
     let (first, second) = (name(b"#probe1")?, name(b"#probe2")?);
@@ -281,8 +280,22 @@ fn abilities(work: &DirMut, namespace: Namespace) -> Result<Abilities> {
         work.unlink(second)?;
     }
     work.unlink(first)?;
-    let xattr = work.set_own_xattr(namespace.name(Private::Opaque), b"0", XattrFlags::empty()).is_ok();
-    Ok(Abilities { tmpfile, rename_whiteout, xattr })
+    let xattr = match work.set_own_xattr(namespace.name(Private::Opaque), b"0", XattrFlags::empty()) {
+        Ok(()) => true,
+        Err(Errno::OPNOTSUPP) => false,
+        Err(error) => return Err(error),
+    };
+    let whiteouts = match work.mknod(first, 0o020_000, 0) {
+        Ok(()) => work.unlink(first).map(|()| WhiteoutForm::Device)?,
+        Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+            tracing::warn!(
+                "upperdir takes no whiteout devices: deletions are .wh. files, which the kernel does not know"
+            );
+            WhiteoutForm::Named
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Abilities { tmpfile, rename_whiteout, xattr, whiteouts })
 }
 
 /// The inode number in a file handle, for the kinds that the common file systems make (`FILEID_*` of the kernel's

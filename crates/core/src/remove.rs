@@ -14,7 +14,7 @@ use crate::lookup::check_name;
 use crate::node::{Body, Leaf, Node, SharedName};
 use crate::object::NodeId;
 use crate::overlay::Overlay;
-use crate::upper::Upper;
+use crate::upper::{Upper, WhiteoutForm};
 
 impl Overlay {
     /// Removes a name of anything but a directory.
@@ -106,6 +106,9 @@ impl Overlay {
         let fd = self.upper_dir(parent)?;
         let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
         let lower = shows_own_lower(dir, name, leaf) || self.lower_has(dir, name)?;
+        if lower {
+            self.expect_marks(upper, dir);
+        }
         if leaf.upper.get().is_none() {
             return upper.whiteout(&fd, checked);
         }
@@ -141,15 +144,32 @@ impl Overlay {
         let fd = self.upper_dir(parent)?;
         let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
         let lower = self.lower_has(dir, name)?;
+        if lower {
+            self.expect_marks(upper, dir);
+        }
         if !node.in_upper() {
             return upper.whiteout(&fd, checked);
         }
         self.keep_directory(node)?;
-        if lower {
-            let whiteout = upper.staged_whiteout()?;
-            exchange_and_clear(upper, whiteout.as_name(), &fd, checked)
-        } else {
-            remove_upper_directory(upper, &fd, checked)
+        match (lower, upper.abilities.whiteouts) {
+            (true, WhiteoutForm::Device) => {
+                let whiteout = upper.staged_whiteout()?;
+                exchange_and_clear(upper, whiteout.as_name(), &fd, checked)
+            }
+            (true, WhiteoutForm::Named) => {
+                upper.whiteout_mark(&fd, checked)?;
+                remove_upper_directory(upper, &fd, checked)
+            }
+            (false, _) => remove_upper_directory(upper, &fd, checked),
+        }
+    }
+
+    /// Notes that a directory is about to get a `.wh.` file, where whiteouts are made so.
+    pub(crate) fn expect_marks(&self, upper: &Upper, dir: &DirBody) {
+        if upper.abilities.whiteouts == WhiteoutForm::Named
+            && let Some(state) = dir.upper.get()
+        {
+            state.oci_marks.expect();
         }
     }
 
@@ -163,8 +183,13 @@ impl Overlay {
     }
 }
 
-/// Puts a whiteout in the place of an upper leaf, at once.
+/// Puts a whiteout in the place of an upper leaf, at once. A mark is there before the leaf goes, so that what is below never
+/// shows.
 fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
+    if upper.abilities.whiteouts == WhiteoutForm::Named {
+        upper.whiteout_mark(fd, name)?;
+        return upper.unlink(fd, name);
+    }
     let whiteout = upper.staged_whiteout()?;
     let renamed = upper.rename(&upper.work, whiteout.as_name(), fd, name, RenameFlags::empty());
     if renamed.is_err() {

@@ -17,7 +17,7 @@ use crate::lookup::check_name;
 use crate::node::{Body, Node, SharedName};
 use crate::object::NodeId;
 use crate::overlay::Overlay;
-use crate::upper::{New, Upper, UpperObject};
+use crate::upper::{New, Upper, UpperObject, WhiteoutForm};
 use crate::whiteout;
 
 /// One end of a rename.
@@ -197,6 +197,9 @@ impl Overlay {
         let (from, to) = (self.upper_dir(&old.parent)?, self.upper_dir(&new.parent)?);
         let (old_name, new_name) = (old.checked()?, new.checked()?);
         let leaves_whiteout = self.lower_has(old.dir()?, &old.name)?;
+        if leaves_whiteout {
+            self.expect_marks(upper, old.dir()?);
+        }
         let over_whiteout = !was_absent(&new.parent, self.table.hash_name(&new.name))
             && match to.stat_at(new_name) {
                 Ok(stat) => stat.is_whiteout(),
@@ -356,6 +359,11 @@ fn rename_with_whiteout(
     to: &DirMut,
     new: Name<'_>,
 ) -> Result<()> {
+    if upper.abilities.whiteouts == WhiteoutForm::Named {
+        // What upper has still shows beside the mark, so an end between the two steps leaves the old state.
+        upper.whiteout_mark(from, old)?;
+        return upper.rename(from, old, to, new, RenameFlags::empty());
+    }
     if upper.abilities.rename_whiteout {
         return upper.rename(from, old, to, new, RenameFlags::WHITEOUT);
     }

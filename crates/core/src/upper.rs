@@ -41,6 +41,17 @@ pub(crate) struct Abilities {
     pub rename_whiteout: bool,
     /// The private attributes can be written.
     pub xattr: bool,
+    /// What stands for a deleted name.
+    pub whiteouts: WhiteoutForm,
+}
+
+/// What stands for a deleted name in upper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WhiteoutForm {
+    /// A character device 0:0 of that name, as the kernel makes it.
+    Device,
+    /// A file `.wh.NAME` beside it, where no device can be made. The kernel's overlayfs does not know it.
+    Named,
 }
 
 /// An upper object whose metadata is to be changed.

@@ -12,7 +12,7 @@ use plyfs_format::{Name, NameBuf};
 use plyfs_sys::{DirMut, Errno, RenameFlags};
 
 use crate::Result;
-use crate::upper::{New, Upper};
+use crate::upper::{New, Upper, WhiteoutForm};
 
 const S_IFCHR: u32 = 0o020_000;
 
@@ -34,8 +34,34 @@ impl Upper {
         NameBuf::new(format!("#{number:x}").into_bytes()).map_err(|_| Errno::IO)
     }
 
-    /// Puts a whiteout where there is nothing: one hard link.
+    /// Hides a name that upper does not have.
     pub fn whiteout(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        match self.abilities.whiteouts {
+            WhiteoutForm::Device => self.whiteout_device(dir, name),
+            WhiteoutForm::Named => self.whiteout_mark(dir, name),
+        }
+    }
+
+    /// Hides a name in the layers below by a `.wh.` file; what upper has of that name still shows.
+    pub fn whiteout_mark(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
+        let mark = plyfs_format::whiteout_name(name).map_err(|_| Errno::NAMETOOLONG)?;
+        match self.create_as_mounter(dir, mark.as_name(), 0, New::File) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Marks a directory as hiding what is below by a `.wh..wh..opq` file.
+    pub fn mark_opaque(&self, dir: &DirMut) -> Result<()> {
+        let marker = Name::new(plyfs_format::whiteout::OPAQUE_MARKER).map_err(|_| Errno::IO)?;
+        match self.create_as_mounter(dir, marker, 0, New::File) {
+            Ok(_) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a whiteout where there is nothing: one hard link.
+    fn whiteout_device(&self, dir: &DirMut, name: Name<'_>) -> Result<()> {
         let mut shared = self.temporaries.shared_whiteout.lock();
         if let Some(existing) = shared.as_ref() {
             match self.hard_link(&self.work, existing.as_name(), dir, name) {
@@ -62,7 +88,7 @@ impl Upper {
     /// A whiteout in work, to be renamed over something.
     pub fn staged_whiteout(&self) -> Result<NameBuf> {
         let temporary = self.temporary_name()?;
-        self.whiteout(&self.work, temporary.as_name())?;
+        self.whiteout_device(&self.work, temporary.as_name())?;
         Ok(temporary)
     }
 

@@ -67,8 +67,17 @@ impl Stack {
         }
         text += &format!("upperdir={root}/u,workdir={root}/w,{options}");
         let spec = StackSpec::parse(&[text]).unwrap().spec;
-        let settings = Settings { wait_for_upper: std::time::Duration::ZERO, ..Settings::default() };
-        Overlay::assemble(&spec, &settings)
+        Overlay::assemble(&spec, &impatient())
+    }
+
+    /// Assembles with `.wh.` files for whiteouts.
+    pub fn open_named(&self) -> Overlay {
+        let root = self.dir.path().display();
+        let lowers: Vec<String> = (0..self.lowers).map(|number| format!("{root}/l{number}")).collect();
+        let text =
+            format!("lowerdir={},upperdir={root}/u,workdir={root}/w,redirect_dir=on", lowers.join(":"));
+        let settings = Settings { named_whiteouts: true, ..impatient() };
+        Overlay::assemble(&StackSpec::parse(&[text]).unwrap().spec, &settings).unwrap()
     }
 
     /// Mounts with the kernel and these further options, comma-separated.
@@ -84,6 +93,10 @@ impl Stack {
         };
         Driver::Kernel.mount(&stack, &self.path("m")).map_err(|error| format!("{error:#}"))
     }
+}
+
+fn impatient() -> Settings {
+    Settings { wait_for_upper: std::time::Duration::ZERO, ..Settings::default() }
 }
 
 /// Whether the kernel's overlayfs can be asked here; says why if not.
