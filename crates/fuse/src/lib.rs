@@ -16,7 +16,6 @@ mod arguments;
 mod backing;
 mod channel;
 mod crew;
-pub mod daemon;
 mod encode;
 mod init;
 mod ioctl;

@@ -30,13 +30,16 @@ use crate::worker::Server;
 /// Dropping it before unmounts it.
 pub struct Session {
     server: Arc<Server>,
-    mounted: Mounted,
+    mount: Guard,
     threads: Option<usize>,
 }
 
+/// Unmounts when it is dropped with its mount.
+struct Guard(Option<Mounted>);
+
 /// Takes a session's mount out of the tree; usable from any thread.
 #[derive(Clone, Debug)]
-pub struct Unmounter(Mounted);
+pub struct Unmounter(Option<Mounted>);
 
 /// A session that is served by threads of its own. Dropping it unmounts and waits for the threads.
 pub struct Running {
@@ -54,8 +57,9 @@ impl Session {
         let mut options = options.clone();
         options.flags.read_only |= !overlay.writable();
         let (device, mounted) = mounting::mount(target, &options)?;
+        let mount = Guard(Some(mounted));
         let channel = Arc::new(Channel::new(device));
-        let agreed = agree(&channel, &options).inspect_err(|_| unmount_or_log(&mounted))?;
+        let agreed = agree(&channel, &options)?;
         tracing::debug!(flags = ?agreed.answer.flags, minor = agreed.answer.minor, "connected");
         let registry = agreed
             .passthrough()
@@ -69,13 +73,7 @@ impl Session {
         };
         let max_write = usize::try_from(agreed.answer.max_write).unwrap_or(usize::MAX);
         let server = Server { channel, operations, dialect: agreed.dialect, max_write };
-        Ok(Self { server: Arc::new(server), mounted, threads: options.threads })
-    }
-
-    /// What unmounts this session from elsewhere.
-    #[must_use]
-    pub fn unmounter(&self) -> Unmounter {
-        Unmounter(self.mounted.clone())
+        Ok(Self { server: Arc::new(server), mount, threads: options.threads })
     }
 
     /// Serves until the mount is gone. SIGTERM, SIGINT and SIGHUP unmount it: at once if nobody uses it, otherwise it
@@ -113,9 +111,10 @@ impl Session {
     }
 
     fn start(self, ended: impl FnOnce() + Send + 'static) -> Result<Running, SessionError> {
-        let unmounter = self.unmounter();
-        let crew =
-            Crew::start(self.server, self.threads, ended).inspect_err(|_| unmounter.unmount_or_detach())?;
+        let Self { server, mut mount, threads } = self;
+        let crew = Crew::start(server, threads, ended)?;
+        // From here on the mount's end is that of the threads.
+        let unmounter = Unmounter(mount.0.take());
         Ok(Running { crew: Some(crew), unmounter })
     }
 }
@@ -149,13 +148,13 @@ impl Drop for Running {
 impl Unmounter {
     /// Takes the mount out of the tree if it is still there and nothing lies on it, even if it is in use.
     pub fn unmount_or_detach(&self) {
-        unmount_or_log(&self.0);
+        self.0.iter().for_each(unmount_or_log);
     }
+}
 
-    /// Where it was mounted.
-    #[must_use]
-    pub fn target(&self) -> &Path {
-        self.0.target()
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.iter().for_each(unmount_or_log);
     }
 }
 

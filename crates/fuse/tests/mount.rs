@@ -1,7 +1,8 @@
 //! A real mount, served by this crate: what a program sees, and how a session begins and ends.
 //!
-//! Needs `/dev/fuse` and CAP_SYS_ADMIN. Where they are missing each test says so and passes, unless
-//! `PLYFS_TESTS_STRICT=1`.
+//! Needs `/dev/fuse`, and CAP_SYS_ADMIN or fusermount3. Where they are missing each test says so and passes, unless
+//! `PLYFS_TESTS_STRICT=1`. Run by root, the tests run a second time in a user namespace and a third time as an ordinary
+//! user, by this program calling itself.
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
 
 use std::fs::{self, File, OpenOptions};
@@ -35,6 +36,11 @@ impl Fixture {
     }
 
     fn mount(&mut self, options: &MountOptions) -> Option<()> {
+        self.running = Some(self.session(options)?.spawn().expect("threads"));
+        Some(())
+    }
+
+    fn session(&self, options: &MountOptions) -> Option<Session> {
         let layers = format!(
             "lowerdir={},upperdir={},workdir={}",
             self.path("lower").display(),
@@ -43,16 +49,15 @@ impl Fixture {
         );
         let parsed = StackSpec::parse(&[layers]).expect("options");
         let overlay = Overlay::assemble(&parsed.spec, &Settings::default()).expect("assemble");
-        let options = MountOptions { allow_other: true, ..options.clone() };
+        let options = MountOptions { allow_other: is_root(), ..options.clone() };
         match Session::mount(overlay, &self.path("merged"), &options) {
-            Ok(session) => self.running = Some(session.spawn().expect("threads")),
+            Ok(session) => Some(session),
             Err(error) => {
                 assert!(std::env::var_os("PLYFS_TESTS_STRICT").is_none(), "cannot mount: {error}");
                 eprintln!("skipped: {error}");
-                return None;
+                None
             }
         }
-        Some(())
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -272,6 +277,10 @@ fn a_session_ends_with_its_mount_and_the_upper_can_be_mounted_again_at_once() {
 
 #[test]
 fn an_ending_session_leaves_alone_what_was_mounted_over_it() {
+    if !is_root() {
+        eprintln!("skipped: an ordinary user cannot mount over a mount");
+        return;
+    }
     let Some(mut fixture) = Fixture::new(|_| (), &MountOptions::default()) else { return };
     let other =
         Fixture::new(|lower| fs::write(lower.join("other"), "").expect("write"), &MountOptions::default())
@@ -288,12 +297,21 @@ fn an_ending_session_leaves_alone_what_was_mounted_over_it() {
 }
 
 #[test]
+fn a_session_that_is_never_served_leaves_no_mount() {
+    let Some(mut fixture) = Fixture::new(|_| (), &MountOptions::default()) else { return };
+    fixture.unmount();
+    drop(fixture.session(&MountOptions::default()).expect("mounted before"));
+    assert!(fs::read_dir(fixture.path("merged")).expect("list").next().is_none(), "the bare directory");
+    assert!(plyfs_sys::mount::unmount(&fixture.path("merged")).is_err(), "nothing is left");
+}
+
+#[test]
 fn a_slow_request_delays_nobody() {
     each_way(|options| {
         let prepare = |lower: &Path| {
             let file = File::create(lower.join("large")).expect("create");
             let block = vec![7_u8; 1 << 20];
-            for _ in 0..256 {
+            for _ in 0..96 {
                 (&file).write_all(&block).expect("write");
             }
         };
@@ -316,4 +334,85 @@ fn a_slow_request_delays_nobody() {
         eprintln!("copied in {whole:?}; {number} look-ups meanwhile, the slowest took {slowest:?}");
         assert!(slowest < Duration::from_millis(20) || slowest * 4 < whole, "{slowest:?} of {whole:?}");
     });
+}
+
+#[test]
+fn a_mapping_that_is_written_shows_in_the_times_and_in_later_reads() {
+    each_way(|options| {
+        let Some(fixture) =
+            Fixture::new(|lower| fs::write(lower.join("file"), [b'.'; 8192]).expect("write"), options)
+        else {
+            return;
+        };
+        let file = fixture.merged("file");
+        let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        // Copied up, and its attributes remembered.
+        File::options().append(true).open(&file).expect("open").set_modified(old).expect("utimes");
+        assert_eq!(fs::metadata(&file).expect("stat").mtime(), 1);
+        let script = "import mmap, os, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 8192); \
+                      os.stat(sys.argv[1]); \
+                      m[4096:4099] = b'new'; m.flush()";
+        let Some(done) = command("python3", &["-c", script, file.to_str().expect("path")]) else { return };
+        assert!(done);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_ne!(fs::metadata(&file).expect("stat").mtime(), 1, "with {options:?}");
+        assert_eq!(&fs::read(&file).expect("read")[4095..4100], b".new.");
+    });
+}
+
+#[test]
+fn everything_holds_in_a_user_namespace_and_for_an_ordinary_user() {
+    const AGAIN: &str = "PLYFS_TESTS_AGAIN";
+    if std::env::var_os(AGAIN).is_some() {
+        return;
+    }
+    if !is_root() {
+        eprintln!("skipped: only root runs the tests as others");
+        return;
+    }
+    let this = std::env::current_exe().expect("this program");
+    // An ordinary user may not reach where it was built.
+    let reachable = tempfile::tempdir().expect("temporary directory");
+    fs::set_permissions(reachable.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let copy = reachable.path().join("tests");
+    fs::copy(&this, &copy).expect("copy");
+    let copy = copy.to_str().expect("path");
+    // Its device may be closed to ordinary users on this machine; that is not what is tested.
+    let node = reachable.path().join("fuse");
+    let script = "mknod -m 666 \"$1\" c 10 229 && mount --bind \"$1\" /dev/fuse && \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all \"$2\"";
+    let namespace = ["--user", "--map-root-user", "--mount", copy];
+    let user = ["--mount", "sh", "-c", script, "sh", node.to_str().expect("path"), copy];
+    for arguments in [&namespace[..], &user[..]] {
+        let program = "unshare";
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).env(AGAIN, "1");
+        match command.output() {
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned()
+                    + &String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{program} {arguments:?}:\n{text}");
+            }
+            Err(error) => {
+                assert!(std::env::var_os("PLYFS_TESTS_STRICT").is_none(), "cannot run {program}: {error}");
+                eprintln!("skipped: cannot run {program}: {error}");
+            }
+        }
+    }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").expect("proc").uid() == 0
+}
+
+/// Whether a program succeeded; `None` where it is missing.
+fn command(program: &str, arguments: &[&str]) -> Option<bool> {
+    match std::process::Command::new(program).args(arguments).status() {
+        Ok(status) => Some(status.success()),
+        Err(error) => {
+            assert!(std::env::var_os("PLYFS_TESTS_STRICT").is_none(), "cannot run {program}: {error}");
+            eprintln!("skipped: cannot run {program}: {error}");
+            None
+        }
+    }
 }
