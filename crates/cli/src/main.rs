@@ -14,6 +14,7 @@ mod manual;
 mod mount;
 mod paint;
 mod registry;
+mod store;
 mod trial;
 mod umount;
 mod union;
@@ -30,7 +31,11 @@ use crate::failure::Outcome;
 use crate::front_door::Invocation;
 
 fn main() -> ExitCode {
-    match run(std::env::args_os().collect()) {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    if store::claims(&line) {
+        return store::main(&line);
+    }
+    match run(line) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.print();

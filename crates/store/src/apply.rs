@@ -12,22 +12,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use plyfs_format::whiteout::{OPAQUE_MARKER, RESERVED_PREFIX, WHITEOUT_PREFIX};
+use plyfs_format::{OverrideKind, OverrideStat, Private};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Root, split};
 use crate::error::{Context, Error, Result};
-use crate::owner::{OVERRIDE, Ownership, Recorded};
+use crate::owner::{OVERRIDE, Ownership};
 use crate::tar::{Entry, Kind, Reader, Time};
-
-const WH: &[u8] = b".wh.";
-const WH_OPAQUE: &[u8] = b".wh..wh..opq";
-/// Names that AUFS kept its own files under; no reader of layers takes them for whiteouts.
-const WH_AUFS: &[u8] = b".wh..wh.";
 
 /// What was unpacked.
 #[derive(Debug, Default)]
@@ -47,12 +44,44 @@ pub struct Applied {
 /// Unpacks `tar` into the empty directory `into`.
 pub fn apply<R: Read>(tar: &mut Reader<R>, into: &Path, ownership: Ownership) -> Result<Applied> {
     let mut w = Layer::open(into, ownership)?;
+    let mut buf = vec![0; 128 << 10];
     while let Some(e) = tar.next_entry()? {
-        w.done.newest = w.done.newest.max(Some(e.mtime));
-        w.entry(&e, tar)?;
+        w.entry(&e, &mut |f, show| copy_data(&e, f, show, tar, &mut buf))?;
     }
-    w.finish(tar.entries())
+    w.finish()
 }
+
+/// Writes a file's data from the archive: all of it, or its segments.
+fn copy_data<R: Read>(
+    e: &Entry,
+    f: &mut File,
+    show: &Path,
+    tar: &mut Reader<R>,
+    buf: &mut [u8],
+) -> Result<u64> {
+    let whole = [(0, e.size)];
+    if e.sparse.is_some() {
+        f.set_len(e.size).at("truncate", show)?;
+    }
+    let mut done = 0;
+    for (offset, len) in e.sparse.as_deref().unwrap_or(&whole) {
+        if e.sparse.is_some() {
+            f.seek(SeekFrom::Start(*offset)).at("seek", show)?;
+        }
+        let mut left = *len;
+        while left > 0 {
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+            let n = tar.read_data(buf.get_mut(..want).unwrap_or_default())?;
+            f.write_all(buf.get(..n).unwrap_or_default()).at("write", show)?;
+            left -= n as u64;
+            done += n as u64;
+        }
+    }
+    Ok(done)
+}
+
+/// Fills a new file and says how many bytes it wrote; the path is for messages.
+pub type Fill<'a> = &'a mut dyn FnMut(&mut File, &Path) -> Result<u64>;
 
 /// Gives implied directories the attributes that the layers below show, topmost first.
 pub fn fill_implied(dir: &Path, implied: &BTreeSet<Vec<u8>>, lowers: &[PathBuf]) -> Result<()> {
@@ -85,7 +114,8 @@ fn fill_from(root: &Root, lower: &Root, rel: &[u8]) -> Result<bool> {
     }
     for (k, v) in beneath::xattrs(from.as_fd(), b"").at("list attributes of", lower.show(rel))? {
         if !contains(&k, b".overlay.") {
-            rustix::fs::fsetxattr(&to, &k[..], &v, rustix::fs::XattrFlags::empty()).at("set attribute of", root.show(rel))?;
+            rustix::fs::fsetxattr(&to, &k[..], &v, rustix::fs::XattrFlags::empty())
+                .at("set attribute of", root.show(rel))?;
         }
     }
     rustix::fs::fchmod(&to, Mode::from_raw_mode(st.st_mode & 0o7777)).at("chmod", root.show(rel))?;
@@ -95,7 +125,7 @@ fn fill_from(root: &Root, lower: &Root, rel: &[u8]) -> Result<bool> {
 }
 
 /// A layer being written.
-struct Layer {
+pub struct Layer {
     root: Root,
     ownership: Ownership,
     /// The directory used last: entries of one directory follow each other.
@@ -103,36 +133,42 @@ struct Layer {
     /// Times of directories, set last, since every entry made in one changes them.
     dir_times: BTreeMap<Vec<u8>, Time>,
     done: Applied,
-    buf: Vec<u8>,
 }
 
 impl Layer {
-    fn open(into: &Path, ownership: Ownership) -> Result<Layer> {
+    /// Writes into the directory `into`.
+    pub fn open(into: &Path, ownership: Ownership) -> Result<Layer> {
+        // The root is there without an entry; without one it is as the layer below shows it.
+        let done = Applied { implied: BTreeSet::from([Vec::new()]), ..Applied::default() };
         Ok(Layer {
             root: Root::open(into)?,
             ownership,
             last: None,
-            dir_times: BTreeMap::new(),
-            done: Applied::default(),
-            buf: vec![0; 128 << 10],
+            dir_times: BTreeMap::from([(Vec::new(), Time::default())]),
+            done,
         })
     }
 
-    fn entry<R: Read>(&mut self, e: &Entry, tar: &mut Reader<R>) -> Result<()> {
+    /// Writes one entry.
+    pub fn entry(&mut self, e: &Entry, fill: Fill<'_>) -> Result<()> {
+        self.done.newest = self.done.newest.max(Some(e.mtime));
+        self.done.entries += 1;
         let (parent, name) = split(&e.path);
         refuse_whiteout_dirs(parent)?;
         if let Kind::Hardlink(target) = &e.kind {
             refuse_whiteout_dirs(target)?;
         }
-        if name.starts_with(WH) {
+        if name.starts_with(WHITEOUT_PREFIX) {
             return self.marker(e, parent, name);
         }
         match &e.kind {
             Kind::Dir if e.path.is_empty() => self.root_dir(e),
             Kind::Dir => self.dir(e, parent, name),
-            Kind::File => self.file(e, parent, name, tar),
+            Kind::File => self.file(e, parent, name, fill),
             Kind::Hardlink(target) => self.hardlink(e, parent, name, target),
-            Kind::Symlink(text) => self.special(e, parent, name, |d| rustix::fs::symlinkat(&text[..], d, name)),
+            Kind::Symlink(text) => {
+                self.special(e, parent, name, |d| rustix::fs::symlinkat(&text[..], d, name))
+            }
             Kind::Fifo => {
                 let mode = Mode::from_raw_mode(0o600);
                 self.special(e, parent, name, |d| rustix::fs::mknodat(d, name, FileType::Fifo, mode, 0))
@@ -148,45 +184,54 @@ impl Layer {
         if !matches!(e.kind, Kind::File | Kind::Hardlink(_)) {
             return Err(self.bad(e, "a whiteout is an empty file and nothing else"));
         }
-        if name == WH_OPAQUE {
+        if name == OPAQUE_MARKER {
             return self.opaque(parent);
         }
-        if name.starts_with(WH_AUFS) {
+        if name.starts_with(RESERVED_PREFIX) {
             return Ok(());
         }
-        match name.get(WH.len()..).unwrap_or_default() {
+        match name.get(WHITEOUT_PREFIX.len()..).unwrap_or_default() {
             b"" | b"." | b".." => Err(self.bad(e, "a whiteout of no name")),
-            hidden => self.whiteout(parent, hidden),
+            hidden => self.whiteout(e, parent, hidden),
         }
     }
 
-    fn whiteout(&mut self, parent: &[u8], hidden: &[u8]) -> Result<()> {
+    fn whiteout(&mut self, e: &Entry, parent: &[u8], hidden: &[u8]) -> Result<()> {
         let rel = beneath::join(parent, hidden);
         let ownership = self.ownership;
         let dir = self.parent(parent)?;
         let made = rustix::fs::mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0);
         match made {
-            Ok(()) => Ok(()),
+            Ok(()) => rustix::fs::utimensat(dir, hidden, &times(e.mtime), AtFlags::SYMLINK_NOFOLLOW)
+                .at("set times of", self.root.show(&rel)),
             // An entry of this layer stays; a directory has lost what lay below it.
             Err(Errno::EXIST) => match rustix::fs::statat(dir, hidden, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(st) if beneath::kind(&st) == FileType::Directory => self.opaque(&rel),
                 r => r.map(drop).at("stat", self.root.show(&rel)),
             },
-            Err(Errno::PERM) => xattr_whiteout(dir, hidden, ownership).at("make whiteout", self.root.show(&rel)),
+            Err(Errno::PERM) => {
+                xattr_whiteout(dir, hidden, ownership).at("make whiteout", self.root.show(&rel))
+            }
             Err(e) => Err(e).at("make whiteout", self.root.show(&rel)),
         }
     }
 
     fn opaque(&mut self, rel: &[u8]) -> Result<()> {
-        let key = self.ownership.overlay_xattr("opaque");
+        let key = self.ownership.namespace().name(Private::Opaque);
         let dir = self.parent(rel)?;
-        let r = rustix::fs::setxattr(PathBuf::from(beneath::proc_path(dir)).join("."), &key[..], b"y", rustix::fs::XattrFlags::empty());
+        let r = rustix::fs::setxattr(
+            PathBuf::from(beneath::proc_path(dir)).join("."),
+            key,
+            b"y",
+            rustix::fs::XattrFlags::empty(),
+        );
         r.at("make opaque", self.root.show(rel))
     }
 
     fn root_dir(&mut self, e: &Entry) -> Result<()> {
         let fd = self.root.dir(b"").at("open", self.root.path())?;
         self.attributes(e, fd.as_fd())?;
+        self.done.implied.remove(&Vec::new());
         self.dir_times.insert(Vec::new(), e.mtime);
         Ok(())
     }
@@ -196,11 +241,14 @@ impl Layer {
         let mut replaced_whiteout = false;
         match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => {}
-            Err(Errno::EXIST) => replaced_whiteout = make_way_for_dir(dir, name).at("replace", self.root.show(&e.path))?,
+            Err(Errno::EXIST) => {
+                replaced_whiteout = make_way_for_dir(dir, name).at("replace", self.root.show(&e.path))?
+            }
             Err(err) => return Err(err).at("create", self.root.show(&e.path)),
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(self.parent(parent)?, name, flags, Mode::empty()).at("open", self.root.show(&e.path))?;
+        let fd = rustix::fs::openat(self.parent(parent)?, name, flags, Mode::empty())
+            .at("open", self.root.show(&e.path))?;
         self.attributes(e, fd.as_fd())?;
         if replaced_whiteout {
             self.opaque(&e.path)?;
@@ -210,35 +258,14 @@ impl Layer {
         Ok(())
     }
 
-    fn file<R: Read>(&mut self, e: &Entry, parent: &[u8], name: &[u8], tar: &mut Reader<R>) -> Result<()> {
+    fn file(&mut self, e: &Entry, parent: &[u8], name: &[u8], fill: Fill<'_>) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self.create(e, parent, name, |d| rustix::fs::openat(d, name, flags, Mode::from_raw_mode(0o600)))?;
+        let fd =
+            self.create(e, parent, name, |d| rustix::fs::openat(d, name, flags, Mode::from_raw_mode(0o600)))?;
         let mut f = File::from(fd);
-        self.data(e, &mut f, tar)?;
+        self.done.size += fill(&mut f, &self.root.show(&e.path))?;
         self.attributes(e, f.as_fd())?;
         rustix::fs::futimens(&f, &times(e.mtime)).at("set times of", self.root.show(&e.path))
-    }
-
-    fn data<R: Read>(&mut self, e: &Entry, f: &mut File, tar: &mut Reader<R>) -> Result<()> {
-        let whole = [(0, e.size)];
-        if e.sparse.is_some() {
-            f.set_len(e.size).at("truncate", self.root.show(&e.path))?;
-        }
-        for (offset, len) in e.sparse.as_deref().unwrap_or(&whole) {
-            if e.sparse.is_some() {
-                use std::io::Seek;
-                f.seek(std::io::SeekFrom::Start(*offset)).at("seek", self.root.show(&e.path))?;
-            }
-            let mut left = *len;
-            while left > 0 {
-                let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buf.len());
-                let n = tar.read_data(self.buf.get_mut(..want).unwrap_or_default())?;
-                f.write_all(self.buf.get(..n).unwrap_or_default()).at("write", self.root.show(&e.path))?;
-                left -= n as u64;
-                self.done.size += n as u64;
-            }
-        }
-        Ok(())
     }
 
     fn hardlink(&mut self, e: &Entry, parent: &[u8], name: &[u8], target: &[u8]) -> Result<()> {
@@ -256,30 +283,54 @@ impl Layer {
         self.create(e, parent, name, |d| rustix::fs::linkat(&from, target_name, d, name, AtFlags::empty()))
     }
 
-    fn device(&mut self, e: &Entry, parent: &[u8], name: &[u8], kind: FileType, dev: (u32, u32)) -> Result<()> {
+    fn device(
+        &mut self,
+        e: &Entry,
+        parent: &[u8],
+        name: &[u8],
+        kind: FileType,
+        dev: (u32, u32),
+    ) -> Result<()> {
         let number = rustix::fs::makedev(dev.0, dev.1);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         match self.ownership {
-            Ownership::Real => self.special(e, parent, name, |d| rustix::fs::mknodat(d, name, kind, mode, number)),
+            Ownership::Real => {
+                self.special(e, parent, name, |d| rustix::fs::mknodat(d, name, kind, mode, number))
+            }
             // A user cannot make it: an empty file stands for it, and its record says what it is.
-            Ownership::Recorded => self.special(e, parent, name, |d| rustix::fs::openat(d, name, flags, mode).map(drop)),
+            Ownership::Recorded => {
+                self.special(e, parent, name, |d| rustix::fs::openat(d, name, flags, mode).map(drop))
+            }
         }
     }
 
     /// Makes something that is neither file nor directory, and gives it its attributes.
-    fn special(&mut self, e: &Entry, parent: &[u8], name: &[u8], make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<()>) -> Result<()> {
+    fn special(
+        &mut self,
+        e: &Entry,
+        parent: &[u8],
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<()>,
+    ) -> Result<()> {
         self.create(e, parent, name, make)?;
         let dir = self.parent(parent)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(dir, name, flags, Mode::empty()).at("open", self.root.show(&e.path))?;
         self.path_attributes(e, fd.as_fd(), parent, name)?;
         let dir = self.parent(parent)?;
-        rustix::fs::utimensat(dir, name, &times(e.mtime), AtFlags::SYMLINK_NOFOLLOW).at("set times of", self.root.show(&e.path))
+        rustix::fs::utimensat(dir, name, &times(e.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .at("set times of", self.root.show(&e.path))
     }
 
     /// Creates an entry; what an earlier entry of the same name left makes way.
-    fn create<T>(&mut self, e: &Entry, parent: &[u8], name: &[u8], make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>) -> Result<T> {
+    fn create<T>(
+        &mut self,
+        e: &Entry,
+        parent: &[u8],
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Result<T> {
         let dir = self.parent(parent)?;
         match make(dir) {
             Err(Errno::EXIST) => {}
@@ -306,7 +357,10 @@ impl Layer {
                 Ok(fd) => fd,
                 Err(Errno::NOENT | Errno::NOTDIR) => self.make_parents(rel)?,
                 Err(Errno::LOOP | Errno::XDEV) => {
-                    return Err(Error::invalid(show(rel), "an entry below a symbolic link"));
+                    return Err(Error::invalid(
+                        show(rel),
+                        "an entry below something that is not a directory",
+                    ));
                 }
                 Err(e) => return Err(e).at("open", self.root.show(rel)),
             };
@@ -327,12 +381,16 @@ impl Layer {
                 Err(Errno::NOTDIR) if whiteout_at(fd.as_fd(), c) => {
                     rustix::fs::unlinkat(&fd, c, AtFlags::empty()).at("replace", self.root.show(&path))?;
                     let made = self.make_implied(fd.as_fd(), c, &path)?;
-                    let key = self.ownership.overlay_xattr("opaque");
-                    rustix::fs::fsetxattr(&made, &key[..], b"y", rustix::fs::XattrFlags::empty()).at("make opaque", self.root.show(&path))?;
+                    let key = self.ownership.namespace().name(Private::Opaque);
+                    rustix::fs::fsetxattr(&made, key, b"y", rustix::fs::XattrFlags::empty())
+                        .at("make opaque", self.root.show(&path))?;
                     made
                 }
                 Err(Errno::NOTDIR | Errno::LOOP) => {
-                    return Err(Error::invalid(show(rel), "an entry below something that is not a directory"));
+                    return Err(Error::invalid(
+                        show(rel),
+                        "an entry below something that is not a directory",
+                    ));
                 }
                 Err(e) => return Err(e).at("open", self.root.show(&path)),
             };
@@ -356,12 +414,14 @@ impl Layer {
     fn attributes(&mut self, e: &Entry, fd: BorrowedFd<'_>) -> Result<()> {
         let mode = match self.ownership {
             Ownership::Real => {
-                rustix::fs::fchown(fd, Some(Uid::from_raw(e.uid)), Some(Gid::from_raw(e.gid))).at("chown", self.root.show(&e.path))?;
+                rustix::fs::fchown(fd, Some(Uid::from_raw(e.uid)), Some(Gid::from_raw(e.gid)))
+                    .at("chown", self.root.show(&e.path))?;
                 e.mode
             }
             Ownership::Recorded => {
-                let value = record(e).encode();
-                rustix::fs::fsetxattr(fd, OVERRIDE, &value, rustix::fs::XattrFlags::empty()).at("record the owner of", self.root.show(&e.path))?;
+                let value = record(e).to_bytes();
+                rustix::fs::fsetxattr(fd, OVERRIDE, &value, rustix::fs::XattrFlags::empty())
+                    .at("record the owner of", self.root.show(&e.path))?;
                 // The owner must be able to read what a stranger's mode would forbid; set-uid is for the record only.
                 (e.mode & 0o777) | if e.kind == Kind::Dir { 0o700 } else { 0o600 }
             }
@@ -376,11 +436,13 @@ impl Layer {
     fn path_attributes(&mut self, e: &Entry, fd: BorrowedFd<'_>, parent: &[u8], name: &[u8]) -> Result<()> {
         if self.ownership == Ownership::Real {
             let (uid, gid) = (Some(Uid::from_raw(e.uid)), Some(Gid::from_raw(e.gid)));
-            rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW).at("chown", self.root.show(&e.path))?;
+            rustix::fs::chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
+                .at("chown", self.root.show(&e.path))?;
         } else if matches!(e.kind, Kind::Char(..) | Kind::Block(..)) {
             let dir = self.parent(parent)?;
-            let value = record(e).encode();
-            beneath::set_xattr(dir, name, OVERRIDE, &value).at("record the owner of", self.root.show(&e.path))?;
+            let value = record(e).to_bytes();
+            beneath::set_xattr(dir, name, OVERRIDE, &value)
+                .at("record the owner of", self.root.show(&e.path))?;
         }
         for (k, v) in e.xattrs.iter().filter(|(k, _)| keeps(k)) {
             let dir = self.parent(parent)?;
@@ -390,7 +452,8 @@ impl Layer {
         if matches!(e.kind, Kind::Symlink(_)) || self.ownership == Ownership::Recorded {
             return Ok(());
         }
-        rustix::fs::chmod(beneath::proc_path(fd), Mode::from_raw_mode(e.mode)).at("chmod", self.root.show(&e.path))
+        rustix::fs::chmod(beneath::proc_path(fd), Mode::from_raw_mode(e.mode))
+            .at("chmod", self.root.show(&e.path))
     }
 
     /// An attribute that the file system or this user cannot keep is counted, not fatal: docker and podman
@@ -406,13 +469,13 @@ impl Layer {
         }
     }
 
-    fn finish(mut self, entries: u64) -> Result<Applied> {
+    /// Sets what can only be set last.
+    pub fn finish(mut self) -> Result<Applied> {
         self.last = None;
         for (path, t) in &self.dir_times {
             let fd = self.root.dir(path).at("open", self.root.show(path))?;
             rustix::fs::futimens(&fd, &times(*t)).at("set times of", self.root.show(path))?;
         }
-        self.done.entries = entries;
         Ok(self.done)
     }
 
@@ -423,7 +486,7 @@ impl Layer {
 
 /// No component but the last may be a whiteout's name: nothing can lie below one.
 fn refuse_whiteout_dirs(parent: &[u8]) -> Result<()> {
-    match parent.split(|b| *b == b'/').any(|c| c.starts_with(WH)) {
+    match parent.split(|b| *b == b'/').any(|c| c.starts_with(WHITEOUT_PREFIX)) {
         true => Err(Error::invalid(show(parent), "a whiteout is not a directory, and no link's target")),
         false => Ok(()),
     }
@@ -447,7 +510,8 @@ fn whiteout_at(dir: BorrowedFd<'_>, name: &[u8]) -> bool {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(st) => {
             beneath::is_whiteout_device(&st)
-                || st.st_size == 0 && (marked(b"trusted.overlay.whiteout") || marked(b"user.overlay.whiteout"))
+                || st.st_size == 0
+                    && (marked(b"trusted.overlay.whiteout") || marked(b"user.overlay.whiteout"))
         }
         Err(_) => false,
     }
@@ -459,31 +523,33 @@ fn xattr_whiteout(dir: BorrowedFd<'_>, name: &[u8], ownership: Ownership) -> rus
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     let none = rustix::fs::XattrFlags::empty();
-    rustix::fs::fsetxattr(&fd, &ownership.overlay_xattr("whiteout")[..], b"y", none)?;
-    let key = ownership.overlay_xattr("opaque");
+    rustix::fs::fsetxattr(&fd, ownership.namespace().name(Private::Whiteout), b"y", none)?;
+    let key = ownership.namespace().name(Private::Opaque);
     let here = PathBuf::from(beneath::proc_path(dir)).join(".");
-    match beneath::xattr(&here, &key)? {
+    match beneath::xattr(&here, key.to_bytes())? {
         Some(_) => Ok(()),
-        None => rustix::fs::setxattr(&here, &key[..], b"x", none),
+        None => rustix::fs::setxattr(&here, key, b"x", none),
     }
 }
 
 /// Attributes that are the image's own. The others speak to an overlay, or to one who mounts it.
 fn keeps(key: &[u8]) -> bool {
-    !contains(key, b".overlay.") && !key.starts_with(b"user.containers.") && !key.starts_with(b"user.fuseoverlayfs.")
+    !contains(key, b".overlay.")
+        && !key.starts_with(b"user.containers.")
+        && !key.starts_with(b"user.fuseoverlayfs.")
 }
 
 fn contains(hay: &[u8], needle: &[u8]) -> bool {
     hay.windows(needle.len()).any(|w| w == needle)
 }
 
-fn record(e: &Entry) -> Recorded {
-    let special = match e.kind {
-        Kind::Char(a, b) => Some((FileType::CharacterDevice, a, b)),
-        Kind::Block(a, b) => Some((FileType::BlockDevice, a, b)),
+fn record(e: &Entry) -> OverrideStat {
+    let kind = match e.kind {
+        Kind::Char(a, b) => Some(OverrideKind::Char(a, b)),
+        Kind::Block(a, b) => Some(OverrideKind::Block(a, b)),
         _ => None,
     };
-    Recorded { uid: e.uid, gid: e.gid, mode: e.mode, special }
+    OverrideStat { uid: e.uid, gid: e.gid, mode: e.mode, kind }
 }
 
 fn times(t: Time) -> Timestamps {

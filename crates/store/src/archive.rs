@@ -4,7 +4,6 @@
 //! digested before anything in them is believed; names in the archive are keys, never paths on disk.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::beneath::{self, Root};
-use crate::blob::{self, Compression, Staged};
+use crate::blob::{self, Staged};
 use crate::db::Image;
 use crate::digest::Digest;
 use crate::durable;
@@ -55,22 +54,19 @@ impl Store {
         } else if files.contains_key("manifest.json") {
             docker(&files, &what)?
         } else {
-            return Err(Error::invalid(what, "neither an OCI layout (index.json) nor a docker archive (manifest.json)"));
+            return Err(Error::invalid(
+                what,
+                "neither an OCI layout (index.json) nor a docker archive (manifest.json)",
+            ));
         };
         if incoming.is_empty() {
             return Err(Error::invalid(what, "holds no image"));
         }
-        self.ingest(work, incoming, &blobs)
+        self.ingest(work, incoming, &blobs, None)
     }
 
     fn stage_tar(&self, work: &Work, from: &Path) -> Result<Files> {
-        let (input, size): (Box<dyn Read + Send>, _) = if from == Path::new("-") {
-            (Box::new(std::io::stdin()), None)
-        } else {
-            let f = File::open(from).at("open", from)?;
-            let size = f.metadata().at("stat", from)?.len();
-            (Box::new(f), Some(size))
-        };
+        let (input, size) = blob::open_input(from)?;
         let task = self.options.progress.task(&format!("reading {}", from.display()), size);
         let input = blob::decoder(Counted { inner: input, task: &*task }).at("read", from)?;
         let mut tar = Reader::new(input, from.display().to_string(), self.options.limits, true);
@@ -111,10 +107,13 @@ impl Store {
                 let is_dir = st.as_ref().is_some_and(|s| beneath::kind(s) == rustix::fs::FileType::Directory);
                 if is_dir && depth < 3 {
                     todo.push((rel, depth + 1));
-                } else if let (Some(f), Ok(key)) = (beneath::open_regular(&root, &rel)?, String::from_utf8(rel)) {
+                } else if let (Some(f), Ok(key)) =
+                    (beneath::open_regular(&root, &rel)?, String::from_utf8(rel))
+                {
                     let task = self.options.progress.task(&key, f.metadata().map(|m| m.len()).ok());
                     let path = work.path(&format!("file-{}", files.len()));
-                    let staged = blob::stage(Counted { inner: f, task: &*task }, path, self.options.limits.bytes)?;
+                    let staged =
+                        blob::stage(Counted { inner: f, task: &*task }, path, self.options.limits.bytes)?;
                     files.insert(key, staged);
                 }
             }
@@ -154,7 +153,11 @@ fn oci(files: &Files, what: &str) -> Result<Loaded> {
         let Some(hex) = name.strip_prefix("blobs/sha256/") else { continue };
         let want: Digest = format!("sha256:{hex}").parse()?;
         if want != s.digest {
-            return Err(Error::Digest { what: format!("{what}: {name}"), expected: want.to_string(), found: s.digest.to_string() });
+            return Err(Error::Digest {
+                what: format!("{what}: {name}"),
+                expected: want.to_string(),
+                found: s.digest.to_string(),
+            });
         }
         blobs.insert(want, s.clone());
     }
@@ -175,10 +178,17 @@ fn oci(files: &Files, what: &str) -> Result<Loaded> {
 }
 
 /// Follows an index to the manifest for this machine.
-fn find_manifest(d: &Descriptor, blobs: &BTreeMap<Digest, Staged>, what: &str, nesting: usize) -> Result<(String, Vec<u8>)> {
+fn find_manifest(
+    d: &Descriptor,
+    blobs: &BTreeMap<Digest, Staged>,
+    what: &str,
+    nesting: usize,
+) -> Result<(String, Vec<u8>)> {
     let bytes = read_blob(blobs, &d.digest, manifest::MAX_MANIFEST, what)?;
     match d.media_type.as_str() {
-        manifest::INDEX | manifest::DOCKER_INDEX if nesting == 0 => Err(Error::invalid(what, "indexes nest too deep")),
+        manifest::INDEX | manifest::DOCKER_INDEX if nesting == 0 => {
+            Err(Error::invalid(what, "indexes nest too deep"))
+        }
         manifest::INDEX | manifest::DOCKER_INDEX => {
             let index = read_index(&bytes)?;
             find_manifest(for_this_machine(&index.manifests, what)?, blobs, what, nesting - 1)
@@ -206,8 +216,9 @@ fn names_of(d: &Descriptor) -> Result<Vec<String>> {
 }
 
 fn docker(files: &Files, what: &str) -> Result<Loaded> {
-    let list: Vec<DockerImage> = serde_json::from_slice(&small(files, "manifest.json", manifest::MAX_MANIFEST, what)?)
-        .map_err(|e| Error::invalid(format!("{what}: manifest.json"), e.to_string()))?;
+    let list: Vec<DockerImage> =
+        serde_json::from_slice(&small(files, "manifest.json", manifest::MAX_MANIFEST, what)?)
+            .map_err(|e| Error::invalid(format!("{what}: manifest.json"), e.to_string()))?;
     let mut blobs = BTreeMap::new();
     let mut incoming = Vec::new();
     for i in list {
@@ -215,7 +226,9 @@ fn docker(files: &Files, what: &str) -> Result<Loaded> {
         Config::read(&config)?;
         let mut layers = Vec::new();
         for l in &i.layers {
-            let s = files.get(l).ok_or_else(|| Error::invalid(what, format!("layer \"{}\" is missing", l.escape_default())))?;
+            let s = files.get(l).ok_or_else(|| {
+                Error::invalid(what, format!("layer \"{}\" is missing", l.escape_default()))
+            })?;
             layers.push(manifest::descriptor(s.compression.media_type(), s.digest, s.size));
             blobs.insert(s.digest, s.clone());
         }
@@ -232,17 +245,13 @@ fn docker(files: &Files, what: &str) -> Result<Loaded> {
 }
 
 fn small(files: &Files, name: &str, limit: u64, what: &str) -> Result<Vec<u8>> {
-    let s = files.get(name).ok_or_else(|| Error::invalid(what, format!("\"{}\" is missing", name.escape_default())))?;
+    let s = files
+        .get(name)
+        .ok_or_else(|| Error::invalid(what, format!("\"{}\" is missing", name.escape_default())))?;
     durable::read_small(&s.path, limit)
 }
 
 fn read_blob(blobs: &BTreeMap<Digest, Staged>, d: &Digest, limit: u64, what: &str) -> Result<Vec<u8>> {
     let s = blobs.get(d).ok_or_else(|| Error::invalid(what, format!("blob {d} is missing")))?;
     durable::read_small(&s.path, limit)
-}
-
-/// Media types of layers that are not tars are refused before anything is unpacked.
-pub(crate) fn is_layer(media_type: &str) -> bool {
-    let known = [Compression::None, Compression::Gzip, Compression::Zstd].iter().any(|c| c.media_type() == media_type);
-    known || media_type.is_empty() || media_type.contains("rootfs.diff.tar") || media_type.contains("layer.v1.tar") || media_type.contains("layer.nondistributable")
 }

@@ -46,7 +46,13 @@ impl Root {
     pub fn open_at(&self, rel: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let rel: &[u8] = if rel.is_empty() { b"." } else { rel };
         loop {
-            match rustix::fs::openat2(&self.fd, rel, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), SAFE) {
+            match rustix::fs::openat2(
+                &self.fd,
+                rel,
+                flags | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+                Mode::empty(),
+                SAFE,
+            ) {
                 // The kernel saw a rename race and asks for another try.
                 Err(Errno::AGAIN) => {}
                 r => return r,
@@ -230,7 +236,14 @@ mod tests {
     #[test]
     fn a_fifo_where_a_file_is_expected_neither_blocks_nor_opens() {
         let t = tempfile::tempdir().unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, t.path().join("f"), FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            t.path().join("f"),
+            FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
         let r = Root::open(t.path()).unwrap();
         assert!(open_regular(&r, b"f").unwrap().is_none());
     }

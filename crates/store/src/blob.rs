@@ -60,6 +60,16 @@ pub fn decoder<'a>(inner: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Se
     })
 }
 
+/// Opens a file, or standard input for `-`, with its size where known.
+pub fn open_input(from: &Path) -> Result<(Box<dyn Read + Send>, Option<u64>)> {
+    if from == Path::new("-") {
+        return Ok((Box::new(io::stdin()), None));
+    }
+    let f = File::open(from).at("open", from)?;
+    let size = f.metadata().at("stat", from)?.len();
+    Ok((Box::new(f), Some(size)))
+}
+
 /// A blob that lies in a staging directory, complete, not yet visible.
 #[derive(Debug, Clone)]
 pub struct Staged {

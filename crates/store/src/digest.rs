@@ -56,7 +56,12 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Digest, Error> {
-        let bad = || Error::invalid(format!("digest \"{}\"", s.escape_default()), "not sha256: and 64 lower-case hexadecimal digits");
+        let bad = || {
+            Error::invalid(
+                format!("digest \"{}\"", s.escape_default()),
+                "not sha256: and 64 lower-case hexadecimal digits",
+            )
+        };
         let hex = s.strip_prefix("sha256:").ok_or_else(bad)?;
         let mut out = [0u8; 32];
         if hex.len() != 64 {
@@ -154,7 +159,15 @@ mod tests {
     #[test]
     fn malformed_digests_are_refused() {
         let hex = Digest::of(b"").hex();
-        for s in ["", "sha256:", &hex, &format!("sha512:{hex}"), &format!("sha256:{}", hex.to_uppercase()), &format!("sha256:{hex}0"), "sha256:../../../../etc/passwd"] {
+        for s in [
+            "",
+            "sha256:",
+            &hex,
+            &format!("sha512:{hex}"),
+            &format!("sha256:{}", hex.to_uppercase()),
+            &format!("sha256:{hex}0"),
+            "sha256:../../../../etc/passwd",
+        ] {
             assert!(s.parse::<Digest>().is_err(), "{s}");
         }
     }

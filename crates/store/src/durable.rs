@@ -36,7 +36,13 @@ pub fn create(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 
 /// Opens a new file for writing; its mode is exactly `mode`, whatever the umask.
 pub fn new_file(path: &Path, mode: u32) -> Result<File> {
-    let f = OpenOptions::new().write(true).read(true).create_new(true).mode(mode).open(path).at("create", path)?;
+    let f = OpenOptions::new()
+        .write(true)
+        .read(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .at("create", path)?;
     rustix::fs::fchmod(&f, Mode::from_raw_mode(mode)).at("chmod", path)?;
     Ok(f)
 }

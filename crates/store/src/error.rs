@@ -137,6 +137,9 @@ impl<T> Context<T> for rustix::io::Result<T> {
 
 impl<T> Context<T> for serde_json::Result<T> {
     fn at(self, op: &'static str, path: impl AsRef<Path>) -> Result<T> {
-        self.map_err(|e| Error::Invalid { what: format!("{op} {}", path.as_ref().display()), why: e.to_string() })
+        self.map_err(|e| Error::Invalid {
+            what: format!("{op} {}", path.as_ref().display()),
+            why: e.to_string(),
+        })
     }
 }

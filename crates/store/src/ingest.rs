@@ -37,6 +37,18 @@ pub(crate) struct Incoming {
     pub origin: Option<Origin>,
 }
 
+/// A base layer that is unpacked already, because only then its DiffID was known.
+pub(crate) struct Prepared {
+    /// Its ChainID, which is its DiffID.
+    pub chain: Digest,
+    /// The name in its `link` file.
+    pub link: String,
+    /// Its staged directory.
+    pub dir: PathBuf,
+    /// What was unpacked.
+    pub applied: Applied,
+}
+
 /// One layer to unpack.
 struct Job {
     layer: Layer,
@@ -47,7 +59,13 @@ struct Job {
 
 impl Store {
     /// Takes images in; `blobs` holds the staged blobs of their layers that the store does not have.
-    pub(crate) fn ingest(&self, work: Work, incoming: Vec<Incoming>, blobs: &BTreeMap<Digest, Staged>) -> Result<Vec<Image>> {
+    pub(crate) fn ingest(
+        &self,
+        work: Work,
+        incoming: Vec<Incoming>,
+        blobs: &BTreeMap<Digest, Staged>,
+        made: Option<Prepared>,
+    ) -> Result<Vec<Image>> {
         let mut p = Publication::default();
         let mut jobs: BTreeMap<Digest, Job> = BTreeMap::new();
         let mut small = 0usize;
@@ -66,7 +84,9 @@ impl Store {
         let used = |d: &Digest| p.images.iter().any(|i| i.layers.iter().any(|l| l.blob == *d));
         let fresh = blobs.values().filter(|s| used(&s.digest));
         p.blobs.extend(fresh.map(|s| (Blob { digest: s.digest, size: s.size }, s.path.clone())));
+        let prepared = made.and_then(|m| jobs.remove(&m.chain).map(|j| finished(j.layer, m)));
         p.layers = self.unpack_all(jobs)?;
+        p.layers.extend(prepared);
         self.publish(work, &p)?;
         Ok(p.images)
     }
@@ -76,7 +96,11 @@ impl Store {
         let m: Manifest = read_manifest(&i.manifest)?;
         let found = Digest::of(&i.config);
         if found != m.config.digest {
-            return Err(Error::Digest { what: "image configuration".into(), expected: m.config.digest.to_string(), found: found.to_string() });
+            return Err(Error::Digest {
+                what: "image configuration".into(),
+                expected: m.config.digest.to_string(),
+                found: found.to_string(),
+            });
         }
         let config = Config::read(&i.config)?;
         let ids = config.diff_ids()?;
@@ -89,7 +113,13 @@ impl Store {
         for (d, diff_id) in m.layers.iter().zip(ids) {
             let c = diff_id.chain(chain.as_ref());
             chain = Some(c);
-            layers.push(ImageLayer { blob: d.digest, size: d.size, media_type: d.media_type.clone(), diff_id, chain: c });
+            layers.push(ImageLayer {
+                blob: d.digest,
+                size: d.size,
+                media_type: d.media_type.clone(),
+                diff_id,
+                chain: c,
+            });
         }
         Ok(Image {
             manifest: Digest::of(&i.manifest),
@@ -103,7 +133,13 @@ impl Store {
     }
 
     /// Pins the layers and blobs that are here already, and makes jobs of the others.
-    fn plan_layers(&self, work: &Work, image: &Image, blobs: &BTreeMap<Digest, Staged>, jobs: &mut BTreeMap<Digest, Job>) -> Result<()> {
+    fn plan_layers(
+        &self,
+        work: &Work,
+        image: &Image,
+        blobs: &BTreeMap<Digest, Staged>,
+        jobs: &mut BTreeMap<Digest, Job>,
+    ) -> Result<()> {
         self.write(|tx| {
             let mut below: Vec<Digest> = Vec::new();
             for l in &image.layers {
@@ -112,7 +148,8 @@ impl Store {
                 let stored = tx.has::<Blob>(&l.blob.hex())?;
                 let path = match blobs.get(&l.blob) {
                     Some(s) if s.size != l.size => {
-                        let why = format!("blob {} has {} bytes, the manifest says {}", l.blob, s.size, l.size);
+                        let why =
+                            format!("blob {} has {} bytes, the manifest says {}", l.blob, s.size, l.size);
                         return Err(Error::invalid("manifest", why));
                     }
                     Some(s) => s.path.clone(),
@@ -144,15 +181,23 @@ impl Store {
         jobs.sort_by_key(|j| j.below.len());
         self.lay_out(&jobs)?;
         let done = self.run_jobs(&jobs)?;
-        let staged: BTreeMap<Digest, PathBuf> = jobs.iter().map(|j| (j.layer.chain, j.dir.join("diff"))).collect();
+        let staged: BTreeMap<Digest, PathBuf> =
+            jobs.iter().map(|j| (j.layer.chain, j.dir.join("diff"))).collect();
         let mut out = Vec::new();
         for (mut j, a) in jobs.into_iter().zip(done) {
-            let lowers: Vec<PathBuf> = j.below.iter().rev().map(|c| {
-                staged.get(c).cloned().unwrap_or_else(|| self.layout.layer(&c.hex()).join("diff"))
-            }).collect();
+            let lowers: Vec<PathBuf> = j
+                .below
+                .iter()
+                .rev()
+                .map(|c| staged.get(c).cloned().unwrap_or_else(|| self.layout.layer(&c.hex()).join("diff")))
+                .collect();
             apply::fill_implied(&j.dir.join("diff"), &a.implied, &lowers)?;
             if a.skipped_xattrs > 0 {
-                tracing::warn!("layer {}: {} attributes could not be kept here", j.layer.diff_id, a.skipped_xattrs);
+                tracing::warn!(
+                    "layer {}: {} attributes could not be kept here",
+                    j.layer.diff_id,
+                    a.skipped_xattrs
+                );
             }
             (j.layer.size, j.layer.entries) = (a.size, a.entries);
             out.push((j.layer, j.dir));
@@ -162,7 +207,8 @@ impl Store {
 
     /// Makes the directories of all new layers, with their `lower` files.
     fn lay_out(&self, jobs: &[Job]) -> Result<()> {
-        let fresh: BTreeMap<Digest, &str> = jobs.iter().map(|j| (j.layer.chain, j.layer.link.as_str())).collect();
+        let fresh: BTreeMap<Digest, &str> =
+            jobs.iter().map(|j| (j.layer.chain, j.layer.link.as_str())).collect();
         for j in jobs {
             let links = self.read(|tx| {
                 let link = |c: &Digest| -> Result<String> {
@@ -170,7 +216,8 @@ impl Store {
                         return Ok(format!("l/{l}"));
                     }
                     let l: Option<Layer> = tx.get(&c.hex())?;
-                    l.map(|l| format!("l/{}", l.link)).ok_or_else(|| Error::NotFound { what: "layer", name: c.to_string() })
+                    l.map(|l| format!("l/{}", l.link))
+                        .ok_or_else(|| Error::NotFound { what: "layer", name: c.to_string() })
                 };
                 j.below.iter().rev().map(link).collect::<Result<Vec<_>>>()
             })?;
@@ -202,14 +249,30 @@ impl Store {
         });
         let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         let done = results.into_values().collect::<Result<Vec<_>>>()?;
-        if done.len() == jobs.len() { Ok(done) } else { Err(Error::Damaged("an unpacking thread died".into())) }
+        if done.len() == jobs.len() {
+            Ok(done)
+        } else {
+            Err(Error::Damaged("an unpacking thread died".into()))
+        }
     }
 
     fn run_job(&self, j: &Job) -> Result<Applied> {
         let size = std::fs::metadata(&j.blob).map(|m| m.len()).ok();
         let short: String = j.layer.diff_id.hex().chars().take(12).collect();
         let task = self.options.progress.task(&format!("unpacking {short}"), size);
-        let (applied, _) = unpack::unpack(&j.blob, Some(&j.layer.diff_id), &j.dir.join("diff"), self.options.limits, self.ownership, &*task)?;
+        let (applied, _) = unpack::unpack(
+            &j.blob,
+            Some(&j.layer.diff_id),
+            &j.dir.join("diff"),
+            self.options.limits,
+            self.ownership,
+            &*task,
+        )?;
         Ok(applied)
     }
+}
+
+fn finished(mut layer: Layer, m: Prepared) -> (Layer, PathBuf) {
+    (layer.link, layer.size, layer.entries) = (m.link, m.applied.size, m.applied.entries);
+    (layer, m.dir)
 }

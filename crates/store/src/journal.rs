@@ -33,6 +33,9 @@ pub struct Plan {
     pub blobs: Vec<String>,
     /// Containers' directories.
     pub containers: Vec<String>,
+    /// Short links to nothing.
+    #[serde(default)]
+    pub links: Vec<String>,
 }
 
 /// A staging directory and the lock that says its owner is alive.
@@ -58,11 +61,6 @@ impl Work {
     /// A path in the staging directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
-    }
-
-    /// The staging directory.
-    pub fn dir(&self) -> &Path {
-        &self.dir
     }
 
     /// Writes the journal, durably: from now on a crash is undone by the next command.
@@ -212,7 +210,7 @@ mod tests {
     fn failed_work_takes_its_leftovers_along_unless_it_began_to_publish() {
         let (_t, l) = store();
         let w = Work::begin(&l).unwrap();
-        let dir = w.dir().to_owned();
+        let dir = w.path("half").parent().unwrap().to_owned();
         fs::write(w.path("half"), "x").unwrap();
         drop(w);
         assert!(!dir.exists());

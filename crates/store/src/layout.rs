@@ -196,7 +196,10 @@ mod tests {
         make_layer(&l.layer("x"), "LINK", Some("l/A:l/B"), true).unwrap();
         let d = l.layer("x");
         assert_eq!(mode(&d), 0o710);
-        assert_eq!((mode(&d.join("diff")), mode(&d.join("work")), mode(&d.join("merged"))), (0o755, 0o700, 0o700));
+        assert_eq!(
+            (mode(&d.join("diff")), mode(&d.join("work")), mode(&d.join("merged"))),
+            (0o755, 0o700, 0o700)
+        );
         assert_eq!(fs::read(d.join("link")).unwrap(), b"LINK");
         assert!(!d.join("committed").exists());
     }

@@ -21,8 +21,6 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// An OCI configuration.
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// Docker's manifest.
-pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Docker's index.
 pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
@@ -108,7 +106,10 @@ pub fn write_manifest(config: &[u8], layers: Vec<Descriptor>) -> Result<Vec<u8>>
 pub fn read_manifest(bytes: &[u8]) -> Result<Manifest> {
     let m: Manifest = bounded(bytes, MAX_MANIFEST, "manifest")?;
     if m.schema_version != 2 {
-        return Err(Error::invalid("manifest", format!("schema version {} is not supported", m.schema_version)));
+        return Err(Error::invalid(
+            "manifest",
+            format!("schema version {} is not supported", m.schema_version),
+        ));
     }
     if m.layers.len() > MAX_DEPTH {
         return Err(Error::invalid("manifest", format!("{} layers, more than {MAX_DEPTH}", m.layers.len())));
@@ -163,7 +164,9 @@ impl Config {
     /// The layers' DiffIDs, lowest first.
     pub fn diff_ids(&self) -> Result<Vec<Digest>> {
         let list = self.0.get("rootfs").and_then(|r| r.get("diff_ids"));
-        let list = list.and_then(Value::as_array).ok_or_else(|| Error::invalid("image configuration", "no rootfs.diff_ids"))?;
+        let list = list
+            .and_then(Value::as_array)
+            .ok_or_else(|| Error::invalid("image configuration", "no rootfs.diff_ids"))?;
         if list.len() > MAX_DEPTH {
             return Err(Error::invalid("image configuration", format!("more than {MAX_DEPTH} layers")));
         }
@@ -203,7 +206,13 @@ impl Config {
     }
 
     /// Adds a layer on top, with its line of history.
-    pub fn push_layer(&mut self, diff_id: &Digest, created: &str, created_by: &str, comment: &str) -> Result<()> {
+    pub fn push_layer(
+        &mut self,
+        diff_id: &Digest,
+        created: &str,
+        created_by: &str,
+        comment: &str,
+    ) -> Result<()> {
         let mut ids: Vec<Value> = self.diff_ids()?.iter().map(|d| d.to_string().into()).collect();
         ids.push(diff_id.to_string().into());
         self.0.insert("rootfs".into(), json!({"type": "layers", "diff_ids": ids}));

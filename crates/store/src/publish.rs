@@ -40,7 +40,7 @@ impl Store {
         work.journal(&Plan {
             layers: p.layers.iter().map(|(l, _)| (l.chain.hex(), l.link.clone())).collect(),
             blobs: p.blobs.iter().map(|(b, _)| b.digest.hex()).collect(),
-            containers: Vec::new(),
+            ..Plan::default()
         })?;
         self.write(|tx| {
             place_blobs(&self.layout, tx, p)?;
@@ -50,6 +50,9 @@ impl Store {
                 tx.put(i)?;
             }
             for n in &p.names {
+                if !tx.has::<Image>(&n.manifest.hex())? {
+                    return Err(Error::NotFound { what: "image", name: n.manifest.to_string() });
+                }
                 tx.put(n)?;
             }
             write_index(&self.layout, tx)
@@ -58,7 +61,13 @@ impl Store {
     }
 
     /// Makes a container's layer and record visible.
-    pub(crate) fn publish_container(&self, mut work: Work, c: &Container, staged: &Path, size_of_bundle: &Path) -> Result<()> {
+    pub(crate) fn publish_container(
+        &self,
+        mut work: Work,
+        c: &Container,
+        staged: &Path,
+        bundle_dir: &Path,
+    ) -> Result<()> {
         work.journal(&Plan {
             layers: vec![(c.id.clone(), c.link.clone())],
             containers: vec![c.id.clone()],
@@ -73,7 +82,7 @@ impl Store {
             }
             let (to, bundle) = (self.layout.layer(&c.id), self.layout.container(&c.id));
             fs::rename(staged, &to).at("rename", &to)?;
-            fs::rename(size_of_bundle, &bundle).at("rename", &bundle)?;
+            fs::rename(bundle_dir, &bundle).at("rename", &bundle)?;
             link_layer(&self.layout, &c.id, &c.link)?;
             for d in [self.layout.overlay2(), self.layout.links(), self.layout.containers()] {
                 durable::sync_dir(&d)?;
@@ -160,11 +169,16 @@ pub(crate) fn lower_text(layout: &Layout, tx: &Tx<'_>, parent: &Digest) -> Resul
     let mut links = Vec::new();
     let mut next = Some(*parent);
     while let Some(chain) = next {
-        let l: Layer = tx.get(&chain.hex())?.ok_or_else(|| Error::NotFound { what: "layer", name: chain.to_string() })?;
+        let l: Layer = tx
+            .get(&chain.hex())?
+            .ok_or_else(|| Error::NotFound { what: "layer", name: chain.to_string() })?;
         links.push(format!("l/{}", l.link));
         next = l.parent;
         if links.len() > crate::MAX_DEPTH {
-            return Err(Error::Damaged(format!("{}: the layers' parents run in a circle", layout.root().display())));
+            return Err(Error::Damaged(format!(
+                "{}: the layers' parents run in a circle",
+                layout.root().display()
+            )));
         }
     }
     Ok(links.join(":"))
@@ -199,11 +213,18 @@ fn take_back(layout: &Layout, tx: &Tx<'_>, plan: &Plan, trash: &dyn Fn(&str) -> 
             Some(l) => Some(l.link),
             None => tx.get::<Container>(id)?.map(|c| c.link),
         };
-        if owner.as_ref() != Some(link) {
+        if owner.as_ref() != Some(link) && !link.is_empty() {
             durable::remove_file(&layout.link(link))?;
         }
         if owner.is_none() {
             move_away(&layout.layer(id), &trash(id))?;
+        }
+    }
+    for link in &plan.links {
+        let taken = tx.all::<Layer>()?.iter().any(|l| l.link == *link)
+            || tx.all::<Container>()?.iter().any(|c| c.link == *link);
+        if !taken {
+            durable::remove_file(&layout.link(link))?;
         }
     }
     for b in &plan.blobs {

@@ -1,7 +1,7 @@
 //! The store as its callers hold it. Owns opening, and the options of a session; the operations are in the
 //! modules named after what they work on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::db::{Db, Image, Name, Tx};
@@ -17,11 +17,13 @@ pub struct Options {
     pub limits: Limits,
     /// Where progress is shown.
     pub progress: Box<dyn Progress>,
+    /// The program that mounts with FUSE, called as fuse-overlayfs is; none for the running executable.
+    pub fuse_program: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { limits: Limits::default(), progress: Box::new(Silent) }
+        Options { limits: Limits::default(), progress: Box::new(Silent), fuse_program: None }
     }
 }
 

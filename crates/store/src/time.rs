@@ -4,7 +4,8 @@ use crate::tar::Time;
 
 /// A time as RFC 3339; times that no calendar holds become the epoch.
 pub(crate) fn rfc3339(t: Time) -> String {
-    let ts = jiff::Timestamp::new(t.secs, i32::try_from(t.nanos).unwrap_or(0)).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+    let ts = jiff::Timestamp::new(t.secs, i32::try_from(t.nanos).unwrap_or(0))
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH);
     ts.to_string()
 }
 

@@ -43,9 +43,12 @@ pub fn unpack(
     let (to_apply, from_read) = sync_channel::<Chunk>(QUEUE);
     let (to_hash, hash_in) = sync_channel::<Arc<[u8]>>(QUEUE);
     let (applied, diff_id) = std::thread::scope(|s| {
-        s.spawn(move || decompress(Counted { inner: file, task }, compressed, limits.ratio, &to_apply, &to_hash));
+        s.spawn(move || {
+            decompress(Counted { inner: file, task }, compressed, limits.ratio, &to_apply, &to_hash)
+        });
         let hasher = s.spawn(move || hash(&hash_in));
-        let mut tar = Reader::new(Chunks::new(from_read), format!("layer {name}"), limits, expected.is_none());
+        let mut tar =
+            Reader::new(Chunks::new(from_read), format!("layer {name}"), limits, expected.is_none());
         let applied = apply::apply(&mut tar, into, ownership);
         drop(tar);
         (applied, hasher.join())
@@ -53,15 +56,23 @@ pub fn unpack(
     let applied = applied?;
     let diff_id = diff_id.map_err(|_| Error::Damaged("the digesting thread died".into()))?;
     match expected {
-        Some(want) if *want != diff_id => {
-            Err(Error::Digest { what: format!("layer {name}"), expected: want.to_string(), found: diff_id.to_string() })
-        }
+        Some(want) if *want != diff_id => Err(Error::Digest {
+            what: format!("layer {name}"),
+            expected: want.to_string(),
+            found: diff_id.to_string(),
+        }),
         _ => Ok((applied, diff_id)),
     }
 }
 
 /// Ends when the input does, or when nobody listens any more.
-fn decompress(inner: impl Read + Send, compressed: u64, ratio: u64, a: &SyncSender<Chunk>, b: &SyncSender<Arc<[u8]>>) {
+fn decompress(
+    inner: impl Read + Send,
+    compressed: u64,
+    ratio: u64,
+    a: &SyncSender<Chunk>,
+    b: &SyncSender<Arc<[u8]>>,
+) {
     let mut r = match blob::decoder(inner) {
         Ok(r) => r,
         Err(e) => return drop(a.send(Err(e))),

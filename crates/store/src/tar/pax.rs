@@ -116,7 +116,11 @@ fn apply(e: &mut Extended, key: &[u8], value: &[u8], max_segments: usize) -> Res
         b"mtime" => once(&mut e.mtime, time(value).ok_or("not a time")?),
         _ if key.starts_with(b"SCHILY.xattr.") => {
             let name = key.get(b"SCHILY.xattr.".len()..).unwrap_or_default();
-            if name.is_empty() || name.contains(&0) || name.len() > 255 || e.xattrs.iter().any(|(n, _)| n == name) {
+            if name.is_empty()
+                || name.contains(&0)
+                || name.len() > 255
+                || e.xattrs.iter().any(|(n, _)| n == name)
+            {
                 return Err("bad or repeated attribute name".into());
             }
             e.xattrs.push((name.to_vec(), value.to_vec()));
@@ -176,8 +180,12 @@ fn push(s: &mut SparseKeys, n: u64, max: usize) -> Result<(), String> {
 /// and for how long it holds; comments and the like are ignored.
 pub fn global(body: &[u8]) -> Result<(), String> {
     for (key, _) in records(body)? {
-        let harmless = matches!(key, b"comment" | b"mtime" | b"atime" | b"ctime" | b"charset" | b"hdrcharset" | b"uname" | b"gname");
-        if !harmless && !key.contains(&b'.') || key.starts_with(b"GNU.sparse.") || key.starts_with(b"SCHILY.") {
+        let harmless = matches!(
+            key,
+            b"comment" | b"mtime" | b"atime" | b"ctime" | b"charset" | b"hdrcharset" | b"uname" | b"gname"
+        );
+        if !harmless && !key.contains(&b'.') || key.starts_with(b"GNU.sparse.") || key.starts_with(b"SCHILY.")
+        {
             return Err(format!("global header {} would change the entries after it", key.escape_ascii()));
         }
     }
@@ -190,7 +198,10 @@ mod tests {
 
     #[test]
     fn records_are_split_by_their_length() {
-        assert_eq!(records(b"11 path=a=\n13 comment=x\n").unwrap(), [(&b"path"[..], &b"a="[..]), (b"comment", b"x")]);
+        assert_eq!(
+            records(b"11 path=a=\n13 comment=x\n").unwrap(),
+            [(&b"path"[..], &b"a="[..]), (b"comment", b"x")]
+        );
         for bad in [&b"0 a=b\n"[..], b"99 a=b\n", b"6 a=b\n7 ", b"+6 a=b\n", b"5 =b\n", b"6 a=bx", b"x"] {
             assert!(records(bad).is_err(), "{}", bad.escape_ascii());
         }

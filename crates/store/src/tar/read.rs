@@ -118,19 +118,11 @@ impl<R: Read> Reader<R> {
         Ok(n)
     }
 
-    /// How many entries were read.
-    pub fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    /// The stream below; reads what the archive's end left (zeros only).
-    pub fn into_inner(self) -> R {
-        self.inner
-    }
-
     /// Headers up to that of an entry: the block, and what extended headers said about it.
     #[allow(clippy::type_complexity)]
-    fn headers(&mut self) -> Result<Option<([u8; BLOCK], Option<pax::Extended>, Option<Vec<u8>>, Option<Vec<u8>>)>> {
+    fn headers(
+        &mut self,
+    ) -> Result<Option<([u8; BLOCK], Option<pax::Extended>, Option<Vec<u8>>, Option<Vec<u8>>)>> {
         let (mut ext, mut name, mut link) = (None, None, None);
         let mut globals = 0u32;
         loop {
@@ -179,7 +171,9 @@ impl<R: Read> Reader<R> {
     fn body(&mut self, h: &Header<'_>) -> Result<Vec<u8>> {
         let size = h.size().map_err(|e| self.bad(e))?;
         if size > self.limits.header {
-            return Err(self.bad(format!("an extended header has {size} bytes, more than {}", self.limits.header)));
+            return Err(
+                self.bad(format!("an extended header has {size} bytes, more than {}", self.limits.header))
+            );
         }
         let mut v = vec![0u8; size as usize];
         self.read_full(&mut v)?;
@@ -194,7 +188,8 @@ impl<R: Read> Reader<R> {
             Some(n) => n.clone(),
             None => self.agreed(ext.path.clone(), raw.long_name, "names")?.unwrap_or_else(|| h.name()),
         };
-        let link = self.agreed(ext.linkpath.clone(), raw.long_link, "link targets")?.unwrap_or_else(|| h.link());
+        let link =
+            self.agreed(ext.linkpath.clone(), raw.long_link, "link targets")?.unwrap_or_else(|| h.link());
         let old_dir = matches!(h.flag(), 0 | b'0') && name.ends_with(b"/");
         let path = self.clean(&name)?;
         let stored = self.length(h, ext.size)?;
@@ -251,7 +246,10 @@ impl<R: Read> Reader<R> {
             None => field.map_err(|e| self.bad(e))?,
         };
         // -1 means "leave unchanged" to chown(2).
-        u32::try_from(n).ok().filter(|n| *n != u32::MAX).ok_or_else(|| self.bad(format!("owner {n} is out of range")))
+        u32::try_from(n)
+            .ok()
+            .filter(|n| *n != u32::MAX)
+            .ok_or_else(|| self.bad(format!("owner {n} is out of range")))
     }
 
     fn kind(&self, h: &Header<'_>, flag: u8, link: &[u8]) -> Result<Kind> {
@@ -271,7 +269,12 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    fn sparse(&mut self, h: &Header<'_>, keys: &pax::SparseKeys, stored: u64) -> Result<(u64, Option<sparse::Map>)> {
+    fn sparse(
+        &mut self,
+        h: &Header<'_>,
+        keys: &pax::SparseKeys,
+        stored: u64,
+    ) -> Result<(u64, Option<sparse::Map>)> {
         let what = self.what.clone();
         let bad = |why: String| Error::invalid(what.clone(), why);
         let max = self.limits.segments;
@@ -282,7 +285,8 @@ impl<R: Read> Reader<R> {
             let (map, real) = sparse::old_gnu(h, max, || self.block(), bad)?;
             (map, real, stored)
         } else if keys.map_in_data {
-            let (map, taken) = sparse::in_data(max, || self.data_block(), |w| Error::invalid(what.clone(), w))?;
+            let (map, taken) =
+                sparse::in_data(max, || self.data_block(), |w| Error::invalid(what.clone(), w))?;
             (map, keys.real_size.unwrap_or(0), stored.saturating_sub(taken))
         } else if keys.seen {
             (sparse::pairs(&keys.numbers).map_err(&bad)?, keys.real_size.unwrap_or(stored), stored)
@@ -380,7 +384,10 @@ impl<R: Read> Reader<R> {
 
     /// A block of the present entry's data.
     fn data_block(&mut self) -> Result<[u8; BLOCK]> {
-        self.left = self.left.checked_sub(BLOCK as u64).ok_or_else(|| self.bad("a sparse map longer than its entry"))?;
+        self.left = self
+            .left
+            .checked_sub(BLOCK as u64)
+            .ok_or_else(|| self.bad("a sparse map longer than its entry"))?;
         self.block()
     }
 

@@ -60,9 +60,10 @@ impl<W: Write> Writer<W> {
 
     /// Writes data of the present file.
     pub fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or_else(|| {
-            io::Error::other("more data than the entry's header promised")
-        })?;
+        self.left = self
+            .left
+            .checked_sub(bytes.len() as u64)
+            .ok_or_else(|| io::Error::other("more data than the entry's header promised"))?;
         self.out.write_all(bytes)
     }
 

@@ -1,0 +1,126 @@
+//! The layer store on the command line: images and containers.
+//!
+//! Owns telling the store's command lines from the union mount's (four verbs are in both), parsing, and
+//! printing. What the commands do is in the library.
+
+mod args;
+mod bars;
+mod commands;
+mod show;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::StoreCli;
+
+/// Verbs that only the store has.
+const OWN: &[&str] = &[
+    "pull", "push", "load", "save", "import", "images", "inspect", "tag", "rmi", "history", "create", "ps",
+    "export", "cp", "rm", "run", "exec", "stop", "logs", "info", "df", "gc", "prune", "check",
+];
+
+/// Verbs of both, and the options that make them the union mount's.
+const SHARED: &[(&str, &[&str])] = &[
+    ("mount", &["-o", "--options", "-f", "--foreground", "-d", "--debug", "--fake"]),
+    ("umount", &["-l", "--lazy"]),
+    ("diff", &["--lower", "-l"]),
+    ("commit", &["--onto"]),
+];
+
+/// Whether a command line is for the store.
+///
+/// It is with `--root` before the verb, with a verb that only the store has, and with a shared verb whose
+/// operand can only be a container's name.
+pub fn claims(line: &[OsString]) -> bool {
+    // By other names it is someone else's program: fuse-overlayfs, or a helper of mount(8).
+    let called = line.first().map(|w| std::path::Path::new(w).file_name().unwrap_or_default().to_owned());
+    if called.is_some_and(|n| n == "fuse-overlayfs" || n.to_string_lossy().starts_with("mount.")) {
+        return false;
+    }
+    let words: Vec<&str> = line.iter().skip(1).map(|w| w.to_str().unwrap_or("/")).collect();
+    let is_root = |w: &str| w == "--root" || w.starts_with("--root=");
+    match words.first() {
+        Some(w) if is_root(w) || OWN.contains(w) => true,
+        Some(w) if ["--json", "--backend", "--quiet"].iter().any(|o| w.starts_with(o)) => true,
+        Some(w) => SHARED.iter().find(|(verb, _)| verb == w).is_some_and(|(_, others)| {
+            let rest = words.get(1..).unwrap_or_default();
+            let foreign =
+                rest.iter().any(|w| others.iter().any(|o| w == o || w.starts_with(&format!("{o}="))));
+            let operand = rest.iter().find(|w| !w.starts_with('-'));
+            rest.iter().any(|w| is_root(w)) || !foreign && operand.is_some_and(|o| is_container_name(o))
+        }),
+        None => false,
+    }
+}
+
+/// No path: it has no slash, and there is nothing of that name here.
+fn is_container_name(word: &str) -> bool {
+    !word.contains('/') && !std::path::Path::new(word).exists()
+}
+
+/// Runs a store command; the last word on failures is here.
+pub fn main(line: &[OsString]) -> ExitCode {
+    let cli = StoreCli::parse_from(line);
+    let json = cli.json;
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(commands::Failure::Quiet) => ExitCode::SUCCESS,
+        Err(commands::Failure::Store(e)) => {
+            let line = match json {
+                true => serde_json::json!({"error": e.kind(), "message": e.to_string()}).to_string(),
+                false => format!("plyfs: {e}"),
+            };
+            // Nobody to tell if standard error is gone.
+            match writeln!(std::io::stderr(), "{line}") {
+                Ok(()) | Err(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimed(line: &str) -> bool {
+        claims(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_stores_verbs_and_every_line_with_a_root_are_the_stores() {
+        for l in [
+            "plyfs --root R mount c1",
+            "plyfs mount --root R c1",
+            "plyfs import a.tar b:1",
+            "plyfs mount c1",
+            "plyfs umount c1",
+            "plyfs diff c1",
+            "plyfs commit c1 base:2",
+            "plyfs --json images",
+        ] {
+            assert!(claimed(l), "{l}");
+        }
+    }
+
+    #[test]
+    fn the_union_mounts_lines_are_left_to_it() {
+        for l in [
+            "plyfs",
+            "plyfs mount -o lowerdir=a t",
+            "plyfs umount /mnt",
+            "plyfs diff u --lower l",
+            "plyfs diff --lower=l u",
+            "plyfs commit up --onto d",
+            "plyfs list",
+            "plyfs try -- sh",
+            "plyfs -o lowerdir=a t",
+            "fuse-overlayfs import x",
+            "/sbin/mount.fuse.plyfs import /mnt",
+        ] {
+            assert!(!claimed(l), "{l}");
+        }
+    }
+}

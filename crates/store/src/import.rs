@@ -1,0 +1,223 @@
+//! Images made here: from a root file system (a directory or a tar), and from a container's changes.
+//!
+//! Owns the configuration that such an image gets. The image's date is that of its newest file, so that the
+//! same content gives the same image.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::blob::{self, Compression, Staged};
+use crate::db::{Container, Image};
+use crate::diff::{self, Diff};
+use crate::durable;
+use crate::error::{Context, Error, Result};
+use crate::ingest::{Incoming, Prepared};
+use crate::journal::Work;
+use crate::layout;
+use crate::manifest::{self, Config, Descriptor};
+use crate::progress::Counted;
+use crate::stack::Stack;
+use crate::store::Store;
+use crate::time;
+use crate::unpack;
+
+/// How an image made here differs from the default.
+#[derive(Debug, Default, Clone)]
+pub struct Changes {
+    /// How its layer is compressed; none keeps an imported tar as it is, and takes gzip for a new one.
+    pub compression: Option<Compression>,
+    /// The message in its history.
+    pub message: String,
+    /// The command a container runs.
+    pub cmd: Option<Vec<String>>,
+    /// What the command is given to.
+    pub entrypoint: Option<Vec<String>>,
+    /// Environment, `KEY=VALUE`.
+    pub env: Vec<String>,
+    /// The user.
+    pub user: Option<String>,
+    /// The working directory.
+    pub workdir: Option<String>,
+}
+
+impl Changes {
+    fn apply(&self, config: &mut Config) {
+        let mut set = |key: &str, v: Option<Value>| {
+            if let Some(v) = v {
+                config.set_run(key, v);
+            }
+        };
+        set("Cmd", self.cmd.clone().map(Value::from));
+        set("Entrypoint", self.entrypoint.clone().map(Value::from));
+        set("User", self.user.clone().map(Value::from));
+        set("WorkingDir", self.workdir.clone().map(Value::from));
+        if !self.env.is_empty() {
+            let key = |e: &str| e.split('=').next().unwrap_or_default().to_owned();
+            let mut env = config.run_list("Env");
+            env.retain(|e| !self.env.iter().any(|n| key(n) == key(e)));
+            env.extend(self.env.iter().cloned());
+            config.set_run("Env", env.into());
+        }
+    }
+}
+
+impl Store {
+    /// Makes an image of one layer from a root file system: a directory, a tar (compressed or not), or `-`.
+    pub fn import(&self, from: &Path, name: &str, changes: &Changes) -> Result<Image> {
+        let work = Work::begin(&self.layout)?;
+        let staged = match from.is_dir() {
+            true => self.stage_root(&work, from, changes)?,
+            false => self.stage_rootfs(&work, from, changes)?,
+        };
+        let made = self.unpack_base(&work, &staged)?;
+        let diff_id = made.chain;
+        let mut config = Config::empty();
+        config.set_run("Env", json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]));
+        config.set_run("Cmd", json!(["/bin/sh"]));
+        changes.apply(&mut config);
+        let file = from.file_name().unwrap_or_default().to_string_lossy();
+        let created = time::dated(made.applied.newest);
+        config.push_layer(&diff_id, &created, &format!("plyfs import {file}"), &changes.message)?;
+        self.take_made(work, &config, Vec::new(), staged, name, Some(made))
+    }
+
+    /// Unpacks a base layer of which nothing is known but its blob: one pass gives DiffID and files.
+    fn unpack_base(&self, work: &Work, blob: &Staged) -> Result<Prepared> {
+        let (link, dir) = (layout::new_link()?, work.path("layer-base"));
+        layout::make_layer(&dir, &link, None, false)?;
+        let task = self.options.progress.task("unpacking", Some(blob.size));
+        let (applied, chain) =
+            unpack::unpack(&blob.path, None, &dir.join("diff"), self.options.limits, self.ownership, &*task)?;
+        if applied.entries == 0 {
+            return Err(Error::invalid("the archive", "an empty one is no root file system"));
+        }
+        Ok(Prepared { chain, link, dir, applied })
+    }
+
+    /// Makes an image of a container: its image, and one layer with what it changed.
+    pub fn commit(&self, container: &str, name: &str, changes: &Changes) -> Result<Image> {
+        let work = Work::begin(&self.layout)?;
+        let c = self.read(|tx| crate::container::find(tx, container))?;
+        let base = self.read(|tx| {
+            tx.get::<Image>(&c.image.hex())?
+                .ok_or_else(|| Error::NotFound { what: "image", name: c.image_name.clone() })
+        })?;
+        let diff = self.open_diff(&c)?;
+        let mut newest = None;
+        let how = changes.compression.unwrap_or_default();
+        let (staged, diff_id) = blob::compose(work.path("layer.tar"), how, |out| {
+            newest = diff.tar(out)?.0;
+            Ok(())
+        })?;
+        let mut config = self.image_config(&base)?;
+        changes.apply(&mut config);
+        config.push_layer(&diff_id, &time::dated(newest), "plyfs commit", &changes.message)?;
+        let layers =
+            base.layers.iter().map(|l| manifest::descriptor(&l.media_type, l.blob, l.size)).collect();
+        self.take_made(work, &config, layers, staged, name, None)
+    }
+
+    /// What a container changed.
+    pub fn diff(&self, container: &str) -> Result<Vec<crate::Change>> {
+        let c = self.read(|tx| crate::container::find(tx, container))?;
+        self.open_diff(&c)?.changes()
+    }
+
+    /// Writes a container's whole file system, or an image's, as a tar.
+    pub fn export(&self, name: &str, out: &mut dyn std::io::Write) -> Result<()> {
+        let stack = match self.read(|tx| crate::container::find(tx, name)) {
+            Ok(c) => Stack::open(&self.container_dirs(&c)?, true)?,
+            Err(Error::NotFound { .. }) => {
+                let i = self.read(|tx| crate::store::find_image(tx, name))?;
+                Stack::open(&self.layer_dirs(i.layers.last().map(|l| &l.chain))?, false)?
+            }
+            Err(e) => return Err(e),
+        };
+        diff::export(&stack, out).map(drop)
+    }
+
+    pub(crate) fn open_diff(&self, c: &Container) -> Result<Diff> {
+        Diff::open(self.layout.layer(&c.id).join("diff"), self.layer_dirs(c.top.as_ref())?)
+    }
+
+    fn take_made(
+        &self,
+        work: Work,
+        config: &Config,
+        mut layers: Vec<Descriptor>,
+        top: Staged,
+        name: &str,
+        made: Option<Prepared>,
+    ) -> Result<Image> {
+        layers.push(manifest::descriptor(top.compression.media_type(), top.digest, top.size));
+        let config = config.write()?;
+        let incoming = Incoming {
+            manifest: manifest::write_manifest(&config, layers)?,
+            media_type: manifest::MANIFEST.into(),
+            config,
+            names: vec![crate::reference::with_tag(name)?],
+            origin: None,
+        };
+        let blobs = BTreeMap::from([(top.digest, top)]);
+        let made = self.ingest(work, vec![incoming], &blobs, made)?;
+        made.into_iter().next().ok_or_else(|| Error::Damaged("an image was lost".into()))
+    }
+
+    /// A directory as a layer: everything in it, in one tar.
+    fn stage_root(&self, work: &Work, from: &Path, changes: &Changes) -> Result<Staged> {
+        let from = durable::absolute(from)?;
+        if self.layout.root().starts_with(&from) {
+            return Err(Error::Unsupported(format!(
+                "the store lies inside {}: give a --root outside",
+                from.display()
+            )));
+        }
+        let stack = Stack::open(std::slice::from_ref(&from), false)?;
+        let task = self.options.progress.task(&format!("importing {}", from.display()), None);
+        let (staged, _) =
+            blob::compose(work.path("layer.tar"), changes.compression.unwrap_or_default(), |out| {
+                diff::export(&stack, &mut CountedWrite { inner: out, task: &*task }).map(drop)
+            })?;
+        Ok(staged)
+    }
+
+    /// A tar as a layer: kept as it is, unless another compression is asked for.
+    fn stage_rootfs(&self, work: &Work, from: &Path, changes: &Changes) -> Result<Staged> {
+        let (input, size) = blob::open_input(from)?;
+        let task = self.options.progress.task(&format!("importing {}", from.display()), size);
+        let counted = Counted { inner: input, task: &*task };
+        let staged = blob::stage(counted, work.path("layer"), self.options.limits.bytes)?;
+        match changes.compression {
+            Some(how) if how != staged.compression => {
+                let mut input =
+                    blob::decoder(File::open(&staged.path).at("open", &staged.path)?).at("read", from)?;
+                let (again, _) = blob::compose(work.path("layer.tar"), how, |out| {
+                    std::io::copy(&mut input, out).map(drop).at("compress", from)
+                })?;
+                Ok(again)
+            }
+            _ => Ok(staged),
+        }
+    }
+}
+
+/// Counts what is written into a task.
+struct CountedWrite<'a> {
+    inner: &'a mut dyn std::io::Write,
+    task: &'a dyn crate::progress::Task,
+}
+
+impl std::io::Write for CountedWrite<'_> {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let n = self.inner.write(buf)?;
+        self.task.add(n as u64);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
