@@ -42,7 +42,12 @@ struct Stack {
     dir: TempDir,
     options: &'static str,
     prefix: &'static str,
+    /// Whiteouts are `.wh.` files.
+    named: bool,
 }
+
+/// The options of the stack in which whiteouts are `.wh.` files.
+const NAMED: &str = ",redirect_dir=on";
 
 impl Stack {
     fn new(options: &'static str) -> Self {
@@ -53,7 +58,7 @@ impl Stack {
         plyfs_sys::creds::prepare_thread();
         plyfs_sys::creds::assume_mounter().unwrap();
         let prefix = if is_root() && !options.contains("userxattr") { "trusted" } else { "user" };
-        let stack = Self { dir, options, prefix };
+        let stack = Self { dir, options, prefix, named: options == NAMED };
         for name in ["l0", "l1", "u", "w"] {
             fs::create_dir(stack.path(name)).unwrap();
         }
@@ -111,6 +116,7 @@ impl Stack {
         fs::hard_link(self.path("l1/low2"), self.path("l1/low2-link")).unwrap();
         symlink("low", self.path("l1/sym")).unwrap();
         self.node("l1/fifo", FileType::Fifo, 0);
+        self.node("l1/probe-fifo", FileType::Fifo, 0);
         self.node("l1/socket", FileType::Socket, 0);
         self.fill_holes();
         if is_root() {
@@ -157,8 +163,12 @@ impl Stack {
         let text =
             format!("lowerdir={root}/l0:{root}/l1,upperdir={root}/u,workdir={root}/w{options},index=off");
         let spec = StackSpec::parse(&[text]).unwrap().spec;
-        let settings =
-            Settings { faults: faults.clone(), wait_for_upper: Duration::ZERO, ..Settings::default() };
+        let settings = Settings {
+            faults: faults.clone(),
+            wait_for_upper: Duration::ZERO,
+            named_whiteouts: self.named,
+            ..Settings::default()
+        };
         Overlay::assemble(&spec, &settings).unwrap()
     }
 
@@ -694,7 +704,8 @@ fn fail(operation: &Operation, options: &'static str, reference: &Reference, nth
         let again = merged(&overlay);
         assert_eq!(again, reference.new, "{what}: again\n{}", difference(&again, &reference.new));
     }
-    // Needs a temporary, before which what was left is removed.
+    // Both need temporaries, before which what was left is removed.
+    set(&overlay, "probe-fifo", mode(0o600)).unwrap();
     unlink(&overlay, "probe").unwrap();
     assert_eq!(stack.temporaries(), Vec::<String>::new(), "{what}: work");
     let served = merged(&overlay);
@@ -748,4 +759,9 @@ fn every_operation_is_whole_or_not_at_all_where_attributes_are_copied_without_da
         return;
     }
     run_all(",metacopy=on");
+}
+
+#[test]
+fn every_operation_is_whole_or_not_at_all_where_whiteouts_are_files() {
+    run_all(NAMED);
 }

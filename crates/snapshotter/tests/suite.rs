@@ -386,9 +386,7 @@ async fn files_are_updated_across_layers() {
             mkdir(root.join("root"), 0o700);
             write(root.join("root/.bashrc"), "PATH=/usr/sbin:/usr/bin", 0o644);
         }),
-        boxed(|root| {
-            fs::set_permissions(root.join("updated"), mode(0o4711)).unwrap()
-        }),
+        boxed(|root| fs::set_permissions(root.join("updated"), mode(0o4711)).unwrap()),
     ];
     same_as_flat(&mut s, layers).await;
 }
