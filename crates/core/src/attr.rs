@@ -183,10 +183,10 @@ impl Overlay {
 
     /// A leaf of upper by descriptor: one that is held already, or a new one that only names it.
     fn upper_leaf_file(&self, node: &Node, leaf: &Leaf) -> Result<Arc<File>> {
-        if let Some(file) = leaf.orphan.get() {
+        if let Some(file) = leaf.orphan() {
             return Ok(Arc::clone(file));
         }
-        if let Some(file) = leaf.shared.lock().upgrade()
+        if let Some(file) = leaf.usage().shared.lock().upgrade()
             && file.is_writable_grant()
         {
             return Ok(file);
@@ -196,8 +196,7 @@ impl Overlay {
 
     fn stat_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<Stat> {
         self.at_place(node, leaf, |dir, name| dir.stat_at(name), |stat| Ok(*stat)).or_else(|error| match leaf
-            .orphan
-            .get()
+            .orphan()
         {
             Some(file) => file.stat(),
             None => Err(error),

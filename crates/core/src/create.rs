@@ -120,8 +120,8 @@ impl Overlay {
         let file = self.make_unnamed(upper, &dir, wanted)?;
         let stat = file.stat()?;
         let leaf = Leaf::upper(UpperLeaf::whole(stat.ino), None);
-        leaf.orphan.set(Arc::clone(&file)).map_err(|_| Errno::IO)?;
-        *leaf.shared.lock() = Arc::downgrade(&file);
+        leaf.usage().orphan.set(Arc::clone(&file)).map_err(|_| Errno::IO)?;
+        *leaf.usage().shared.lock() = Arc::downgrade(&file);
         let node = self.table.insert(|id| {
             let node = Node::new(id, stat.kind(), self.upper_ino(stat.ino), None, Body::Leaf(leaf));
             node.lookups.store(1, std::sync::atomic::Ordering::Relaxed);
@@ -365,7 +365,7 @@ impl Overlay {
             self.make_node(parent, &mut state, name, found)
         };
         if let (Body::Leaf(leaf), Some(file)) = (&node.body, &file) {
-            let mut shared: parking_lot::MutexGuard<'_, _> = Mutex::lock(&leaf.shared);
+            let mut shared: parking_lot::MutexGuard<'_, _> = Mutex::lock(&leaf.usage().shared);
             *shared = Arc::downgrade(file);
         }
         (Entry { node: node.id, attr: self.compose(&node, &stat) }, node, file)

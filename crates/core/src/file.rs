@@ -50,7 +50,7 @@ impl Overlay {
         const SMALL: usize = 16 << 10;
         let Ok(node) = self.node(node) else { return };
         let Body::Leaf(leaf) = &node.body else { return };
-        if leaf.offered.swap(true, Ordering::AcqRel) {
+        if leaf.usage().offered.swap(true, Ordering::AcqRel) {
             return;
         }
         let Some(_no_copy_up) = node.copy_up.try_lock() else { return };
@@ -196,7 +196,7 @@ impl Overlay {
         let Body::Leaf(leaf) = &node.body else { return Err(Errno::ISDIR) };
         let in_upper = leaf.data_in_upper();
         let usable = |file: &Arc<File>| file.is_writable_grant() == in_upper;
-        let present = leaf.shared.lock().upgrade();
+        let present = leaf.usage().shared.lock().upgrade();
         if let Some(file) = present.filter(usable) {
             return Ok(file);
         }
@@ -206,7 +206,7 @@ impl Overlay {
         } else {
             self.open_lower(leaf.lower.as_ref().ok_or(Errno::IO)?)?
         });
-        let mut shared = leaf.shared.lock();
+        let mut shared = leaf.usage().shared.lock();
         if let Some(file) = shared.upgrade()
             && (usable(&file) || file.is_writable_grant())
         {
@@ -218,7 +218,7 @@ impl Overlay {
 
     /// An upper file, opened for reading and writing; for reading where its inode flags forbid more.
     pub(crate) fn open_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<File> {
-        let open = |flags| match leaf.orphan.get() {
+        let open = |flags| match leaf.orphan() {
             Some(orphan) => orphan.reopen(flags),
             None => self.at_place(
                 node,

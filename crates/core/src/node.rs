@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
+use once_cell::race::OnceBox;
 use parking_lot::Mutex;
 use plyfs_sys::{File, FileKind};
 use smallvec::SmallVec;
@@ -59,7 +60,14 @@ pub(crate) struct Leaf {
     /// The lower object, whether or not it was copied up. Immutable.
     pub lower: Option<LowerLeaf>,
     /// Set when the object lies in upper; never unset.
-    pub upper: OnceLock<UpperLeaf>,
+    pub upper: OnceBox<UpperLeaf>,
+    /// Made on first use: most nodes are only looked at, and their number decides how much memory a walk takes.
+    usage: OnceBox<Usage>,
+}
+
+/// What only an opened or unlinked leaf needs.
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
     /// Keeps the upper object reachable once it has no name; set by the removal.
     pub orphan: OnceLock<Arc<File>>,
     /// The one open file that all handles share, while anyone holds it.
@@ -193,24 +201,22 @@ impl Place {
 impl Leaf {
     /// A leaf of a lower layer.
     pub fn lower(lower: LowerLeaf) -> Self {
-        Self {
-            lower: Some(lower),
-            upper: OnceLock::new(),
-            orphan: OnceLock::new(),
-            shared: Mutex::new(Weak::new()),
-            offered: AtomicBool::new(false),
-        }
+        Self { lower: Some(lower), upper: OnceBox::new(), usage: OnceBox::new() }
     }
 
     /// A leaf of upper, with the lower object it was copied from or hides its metadata-only copy of.
     pub fn upper(upper: UpperLeaf, lower: Option<LowerLeaf>) -> Self {
-        Self {
-            lower,
-            upper: OnceLock::from(upper),
-            orphan: OnceLock::new(),
-            shared: Mutex::new(Weak::new()),
-            offered: AtomicBool::new(false),
-        }
+        Self { lower, upper: OnceBox::with_value(Box::new(upper)), usage: OnceBox::new() }
+    }
+
+    /// What is known of its use.
+    pub fn usage(&self) -> &Usage {
+        self.usage.get_or_init(Box::default)
+    }
+
+    /// The descriptor that keeps it reachable without a name.
+    pub fn orphan(&self) -> Option<&Arc<File>> {
+        self.usage.get()?.orphan.get()
     }
 
     /// Whether the data lies in upper too.

@@ -75,7 +75,8 @@ pub struct Overlay {
     pub(crate) idle: IdleFiles,
     root: Arc<Node>,
     ino: InoSpace,
-    forgotten: AtomicUsize,
+    /// The most nodes that were remembered since memory was last given back.
+    peak: AtomicUsize,
     /// Locks on upper and work, released when the overlay goes.
     _locks: Vec<probe::InUseLock>,
 }
@@ -144,7 +145,7 @@ impl Overlay {
             idle: IdleFiles::default(),
             root,
             ino,
-            forgotten: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
             _locks: locks,
         })
     }
@@ -222,11 +223,13 @@ impl Overlay {
         Ok(layer.zip(probe::ino_of_handle(&origin.handle)).map(|(layer, ino)| self.ino.map(layer.fs, ino)))
     }
 
-    /// Returns freed memory to the system after many nodes were forgotten.
+    /// Returns freed memory to the system each time half of the nodes are gone.
     pub(crate) fn trim_memory(&self) {
-        const BATCH: usize = 20_000;
-        if self.forgotten.fetch_add(1, Ordering::Relaxed) >= BATCH {
-            self.forgotten.store(0, Ordering::Relaxed);
+        const WORTH_IT: usize = 4096;
+        let live = self.table.len();
+        let peak = self.peak.fetch_max(live, Ordering::Relaxed).max(live);
+        if peak > WORTH_IT && live < peak / 2 {
+            self.peak.store(live, Ordering::Relaxed);
             plyfs_sys::malloc::trim();
         }
     }

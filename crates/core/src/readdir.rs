@@ -27,7 +27,7 @@ const DOT_DOT: u64 = 2;
 const CHUNK: usize = 256;
 
 /// How many entries may stay listed in all directories together, beside the latest listing.
-const BUDGET: usize = 100_000;
+const BUDGET: usize = 32_768;
 
 /// Bounds the memory of cached listings: the oldest are dropped and made again on demand.
 #[derive(Debug, Default)]

@@ -126,9 +126,9 @@ impl Overlay {
         leaf: &Leaf,
     ) -> Result<()> {
         let last = node.start_leaving(parent, name.as_bytes());
-        if last && leaf.upper.get().is_some() && leaf.orphan.get().is_none() {
+        if last && leaf.upper.get().is_some() && leaf.orphan().is_none() {
             let file = Arc::new(fd.open_path_mut(name)?);
-            leaf.orphan.get_or_init(|| file);
+            leaf.usage().orphan.get_or_init(|| file);
         }
         Ok(())
     }

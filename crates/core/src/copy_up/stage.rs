@@ -191,7 +191,7 @@ impl Overlay {
             None => self.keep_unnamed(upper, leaf, staged)?,
         }
         let state = UpperLeaf { ino: staged.ino, metacopy: AtomicBool::new(staged.metacopy) };
-        leaf.upper.set(state).map_err(|_| Errno::IO)?;
+        leaf.upper.set(Box::new(state)).map_err(|_| Errno::IO)?;
         if leaf.lower.as_ref().is_some_and(|lower| lower.hard_linked) {
             node.set_ino(self.upper_ino(staged.ino));
         }
@@ -202,7 +202,7 @@ impl Overlay {
     }
 
     fn keep_unnamed(&self, upper: &Upper, leaf: &Leaf, staged: &Staged) -> Result<()> {
-        leaf.orphan.set(Arc::clone(&staged.file)).map_err(|_| Errno::IO)?;
+        leaf.usage().orphan.set(Arc::clone(&staged.file)).map_err(|_| Errno::IO)?;
         if let Some(temporary) = &staged.temporary {
             upper.discard(temporary.as_name());
         }
