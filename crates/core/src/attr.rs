@@ -113,7 +113,8 @@ impl Overlay {
             Body::Leaf(leaf) => {
                 let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
                 let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
-                self.lower_dir(&lower.dir)?.stat_at(name)
+                let stat = self.lower_dir(&lower.dir)?.stat_at(name)?;
+                self.with_data_blocks(node, stat)
             }
         }
     }
@@ -235,11 +236,10 @@ impl Overlay {
     /// The blocks of a metacopy are those of its data.
     fn with_data_blocks(&self, node: &Node, mut stat: Stat) -> Result<Stat> {
         if let Body::Leaf(leaf) = &node.body
-            && leaf.upper.get().is_some_and(|upper| upper.metacopy.load(Ordering::Acquire))
             && let Some(lower) = &leaf.lower
+            && leaf.upper.get().map_or(lower.data.is_some(), |upper| upper.metacopy.load(Ordering::Acquire))
         {
-            let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
-            stat.blocks = self.lower_dir(&lower.dir)?.stat_at(name)?.blocks;
+            stat.blocks = self.data_blocks(lower, stat.size)?;
         }
         Ok(stat)
     }

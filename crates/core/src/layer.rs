@@ -22,6 +22,8 @@ pub(crate) struct LowerLayer {
     pub fs: FsIndex,
     /// The UUID of its file system as `origin` records it; zeros where there is none.
     pub uuid: [u8; 16],
+    /// The mount that it was opened through.
+    pub mount_id: u64,
     /// As the user wrote it, for messages.
     pub path: PathBuf,
     /// The layer lies on a mount without set-id programs: neither set-id bits nor capabilities are copied up from it.

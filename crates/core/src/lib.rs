@@ -53,6 +53,7 @@ mod listing;
 mod lock;
 mod lookup;
 mod merge;
+mod metacopy;
 mod node;
 mod object;
 mod overlay;

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use plyfs_format::{Name, NameBuf, Private, Redirect, RelPath};
+use plyfs_format::{Name, NameBuf, Redirect, RelPath};
 use plyfs_sys::{Dir, Errno, FileKind, Stat};
 
 use crate::Result;
@@ -52,15 +52,15 @@ pub(crate) enum Object {
 
 /// The way down through the lower layers while a directory (or the data of a metacopy) is being looked for.
 #[derive(Debug)]
-struct Descent {
-    target: Target,
+pub(crate) struct Descent {
+    pub target: Target,
     /// The first lower layer that may still be asked.
     from: u16,
-    stop: bool,
+    pub stop: bool,
 }
 
 #[derive(Debug)]
-enum Target {
+pub(crate) enum Target {
     /// An entry of the parent's lower directories.
     Child(NameBuf),
     /// A path from the root of each layer: an absolute redirect was met.
@@ -208,52 +208,26 @@ impl Overlay {
         parent: &DirBody,
         fd: &Dir,
         name: Name<'_>,
-        stat: Stat,
+        mut stat: Stat,
         impure: bool,
     ) -> Result<Found> {
         let mut ino = self.upper_ino(stat.ino);
         let mut lower = None;
         // Most files have no attributes at all: one call tells, where asking for each would take two.
-        if impure && !fd.list_xattrs(name)?.is_empty() {
+        if (impure || self.features.metacopy) && !fd.list_xattrs(name)?.is_empty() {
             if let Some(origin) = self.origin_ino(fd, name)? {
                 ino = origin;
             }
-            if stat.kind() == FileKind::Regular && self.is_metacopy(fd, name)? {
-                lower = Some(self.metacopy_data(parent, fd, name)?);
+            if stat.kind() == FileKind::Regular
+                && let Some(mark) = self.upper_mark(fd, name)?
+            {
+                let below = self.below_upper(parent, fd, name, &mark)?;
+                stat.blocks = self.data_blocks(&below, stat.size)?;
+                lower = Some(below);
             }
         }
         let upper = UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()) };
         Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower } })
-    }
-
-    /// Whether the file's data is to be found in a layer below; EPERM where following is not allowed.
-    fn is_metacopy(&self, fd: &Dir, name: Name<'_>) -> Result<bool> {
-        let present = fd.get_xattr(name, self.namespace.name(Private::Metacopy))?.is_some();
-        if present && !self.features.metacopy { Err(Errno::PERM) } else { Ok(present) }
-    }
-
-    /// The lower file that holds the data of an upper metacopy; EIO if there is none.
-    fn metacopy_data(&self, parent: &DirBody, fd: &Dir, name: Name<'_>) -> Result<LowerLeaf> {
-        let mut descent = Descent { target: Target::Child(name.to_owned()), from: 0, stop: false };
-        if let Some(value) = fd.get_xattr(name, self.namespace.name(Private::Redirect))? {
-            descent.redirect(Redirect::parse(&value).map_err(|_| Errno::INVAL)?);
-        }
-        while let Some((base, path)) = self.next_candidate(parent, &mut descent) {
-            let Some((dir, leaf)) = self.walk_to(&base, &path, &mut descent)? else { continue };
-            let Some(file_name) = path.file_name() else { break };
-            if leaf.kind() != FileKind::Regular {
-                break;
-            }
-            let fd = dir.open(&self.lowers, &self.cache)?;
-            if !self.is_metacopy(&fd, file_name)? {
-                return Ok(LowerLeaf { dir, name: file_name.as_bytes().into(), hard_linked: leaf.nlink > 1 });
-            }
-            if let Some(value) = fd.get_xattr(file_name, self.namespace.name(Private::Redirect))? {
-                descent.redirect(Redirect::parse(&value).map_err(|_| Errno::INVAL)?);
-            }
-        }
-        tracing::warn!(name = %name.as_os_str().display(), "metacopy without lower data");
-        Err(Errno::IO)
     }
 
     /// Searches the parent's lowers from the given position on.
@@ -262,7 +236,7 @@ impl Overlay {
         for (position, lower) in dir.lowers.iter().enumerate().skip(first) {
             let last = position + 1 == dir.lowers.len();
             let fd = lower.open(&self.lowers, &self.cache)?;
-            let stat = match fd.stat_at(checked) {
+            let mut stat = match fd.stat_at(checked) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT)
                     if !last && lower.oci_marks.possible() && whiteout::is_marked(&fd, checked)? =>
@@ -278,8 +252,16 @@ impl Overlay {
             if stat.is_dir() {
                 return self.lower_dir_found(dir, checked, position, stat);
             }
-            let leaf =
-                LowerLeaf { dir: Arc::clone(lower), name: Arc::clone(name), hard_linked: stat.nlink > 1 };
+            let mut leaf = LowerLeaf {
+                dir: Arc::clone(lower),
+                name: Arc::clone(name),
+                hard_linked: stat.nlink > 1,
+                data: None,
+            };
+            if let Some(mark) = self.lower_mark(&fd, checked, &stat)? {
+                leaf = self.below_lower(dir, checked, leaf, &mark)?;
+                stat.blocks = self.data_blocks(&leaf, stat.size)?;
+            }
             let ino = self.lower_ino(lower.layer, stat.ino);
             return Ok(Resolution::Found(Found { stat, ino, object: Object::LowerLeaf(leaf) }));
         }
@@ -358,7 +340,11 @@ impl Overlay {
     }
 
     /// The next layer to ask and the path in it, relative to the returned directory.
-    fn next_candidate(&self, parent: &DirBody, descent: &mut Descent) -> Option<(Arc<LayerDir>, RelPath)> {
+    pub(crate) fn next_candidate(
+        &self,
+        parent: &DirBody,
+        descent: &mut Descent,
+    ) -> Option<(Arc<LayerDir>, RelPath)> {
         if descent.stop {
             return None;
         }
@@ -373,7 +359,7 @@ impl Overlay {
 
     /// Walks a path in one layer; the directory that holds its last component and what that is, or `None` if this
     /// layer does not have it. Sets `stop` where no layer below may be asked.
-    fn walk_to(
+    pub(crate) fn walk_to(
         &self,
         base: &Arc<LayerDir>,
         path: &RelPath,
@@ -418,8 +404,13 @@ impl Overlay {
 }
 
 impl Descent {
+    /// Starts with a name in the parent's lower directories, in no layer above `from`.
+    pub fn child(name: Name<'_>, from: u16) -> Self {
+        Self { target: Target::Child(name.to_owned()), from, stop: false }
+    }
+
     /// Continues under another name or path in the layers below.
-    fn redirect(&mut self, redirect: Redirect) {
+    pub fn redirect(&mut self, redirect: Redirect) {
         self.target = match (redirect, &self.target) {
             (Redirect::Absolute(path), _) => Target::Path(path),
             (Redirect::Relative(name), Target::Child(_)) => Target::Child(name),

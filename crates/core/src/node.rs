@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::directory::DirBody;
 use crate::layer::LayerDir;
 use crate::lock::{self, Ordered};
+use crate::metacopy::LowerData;
 use crate::object::NodeId;
 
 /// A shared name: one allocation serves the node, its lower object and the listing.
@@ -83,6 +84,8 @@ pub(crate) struct LowerLeaf {
     pub name: SharedName,
     /// Links of the lower inode: above one, copy-up breaks the link and the inode number changes.
     pub hard_linked: bool,
+    /// Where its data lies, if not in itself.
+    pub data: Option<Arc<LowerData>>,
 }
 
 /// A leaf in upper.

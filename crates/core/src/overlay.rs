@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use plyfs_format::spec::Verity;
 use plyfs_format::{Name, Namespace, Origin, Private, RelPath, StackSpec, origin::Parsed};
 use plyfs_sys::{Dir, DirMut, Errno, Faults};
 
@@ -62,6 +63,8 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct Overlay {
     pub(crate) lowers: Vec<LowerLayer>,
+    /// Layers that hold data of metadata-only files and never merge.
+    pub(crate) data_layers: Vec<LowerLayer>,
     pub(crate) upper: Option<Upper>,
     pub(crate) namespace: Namespace,
     pub(crate) features: Features,
@@ -90,6 +93,10 @@ pub(crate) struct Features {
     pub follow_redirect_in_lower: bool,
     /// Attribute changes of lower files copy no data.
     pub metacopy: bool,
+    /// Lower layers are believed that their files' data lies further down.
+    pub follow_metacopy_in_lower: bool,
+    /// Whether the data of metadata-only files is checked against the recorded digest.
+    pub verity: Verity,
     /// Copy-up and fsync reach the medium.
     pub sync: bool,
     /// Lower layers may be changed while nothing is mounted: no new directory is marked opaque without need.
@@ -121,6 +128,7 @@ impl Overlay {
             None => None,
         };
         let lowers = probe::lowers(spec, &mut devices)?;
+        let data_layers = probe::data_layers(spec, &mut devices)?;
         let (upper, locks) = match upper {
             Some((upper, locks)) => (Some(upper), locks),
             None => (None, Vec::new()),
@@ -132,6 +140,7 @@ impl Overlay {
         let root = make_root(&table, &lowers, upper.as_ref(), options.namespace, ino)?;
         Ok(Self {
             lowers,
+            data_layers,
             upper,
             namespace: options.namespace,
             features,

@@ -49,6 +49,8 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
         follow_redirect_in_upper: follows,
         follow_redirect_in_lower: follows && effective.trust == LayerTrust::AllLayers,
         metacopy: effective.metacopy,
+        follow_metacopy_in_lower: effective.metacopy && effective.trust == LayerTrust::AllLayers,
+        verity: effective.verity,
         sync: !effective.volatile && spec.options.fsync != Some(false),
         allow_offline_changes: !effective.index
             && !effective.metacopy
@@ -94,6 +96,11 @@ pub(crate) fn lowers(spec: &StackSpec, devices: &mut Vec<u64>) -> Assembled<Vec<
     spec.lowers.iter().map(|path| lower(path, devices)).collect()
 }
 
+/// Opens the data-only layers, topmost first.
+pub(crate) fn data_layers(spec: &StackSpec, devices: &mut Vec<u64>) -> Assembled<Vec<LowerLayer>> {
+    spec.data_lowers.iter().map(|path| lower(path, devices)).collect()
+}
+
 fn lower(path: &Path, devices: &mut Vec<u64>) -> Assembled<LowerLayer> {
     let fail = |errno| directory_error("lowerdir", path, errno);
     let plain = Dir::open_root(path).map_err(fail)?;
@@ -102,7 +109,15 @@ fn lower(path: &Path, devices: &mut Vec<u64>) -> Assembled<LowerLayer> {
     let stat = root.stat().map_err(fail)?;
     let uuid = root.filesystem_uuid().map_err(fail)?.unwrap_or_default();
     let record = Record::of_layer(&root).map_err(fail)?;
-    Ok(LowerLayer { root, fs: fs_index(devices, &stat), uuid, path: path.to_owned(), nosuid, record })
+    Ok(LowerLayer {
+        root,
+        fs: fs_index(devices, &stat),
+        uuid,
+        path: path.to_owned(),
+        nosuid,
+        record,
+        mount_id: stat.mount_id,
+    })
 }
 
 /// A read-only clone of the mount below a directory, without its submounts. `None` without the privilege.

@@ -16,6 +16,7 @@ pub mod override_stat;
 pub mod protattr;
 pub mod redirect;
 pub mod spec;
+pub mod verity;
 pub mod whiteout;
 pub mod xattr;
 
@@ -31,5 +32,6 @@ pub use override_stat::{OverrideKind, OverrideStat};
 pub use protattr::Protattr;
 pub use redirect::Redirect;
 pub use spec::{Conflict, Effective, Options, Parsed, SpecError, StackSpec, UpperSpec};
+pub use verity::{VerityAlgorithm, VerityHasher};
 pub use whiteout::{OciName, whiteout_name};
 pub use xattr::{Namespace, Private};

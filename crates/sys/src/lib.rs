@@ -35,6 +35,7 @@ pub mod mountinfo;
 pub mod process;
 mod raw;
 mod stat;
+mod verity;
 mod xattr;
 
 pub use dir::{Dir, FsStat, readlink_self};

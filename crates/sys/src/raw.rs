@@ -47,3 +47,8 @@ pub(crate) const fn ior<T>(group: u8, number: u8) -> libc::Ioctl {
 pub(crate) const fn iow<T>(group: u8, number: u8) -> libc::Ioctl {
     rustix::ioctl::opcode::write::<T>(group, number) as libc::Ioctl
 }
+
+/// `_IOWR(group, number, T)`: the number of an ioctl that takes a `T` and hands one out.
+pub(crate) const fn iowr<T>(group: u8, number: u8) -> libc::Ioctl {
+    rustix::ioctl::opcode::read_write::<T>(group, number) as libc::Ioctl
+}

@@ -18,6 +18,9 @@ use crate::upper::UpperObject;
 impl Overlay {
     /// The lower file that holds a leaf's data, opened for reading.
     pub(crate) fn open_lower(&self, lower: &LowerLeaf) -> Result<File> {
+        if let Some(data) = &lower.data {
+            return self.open_data(data);
+        }
         let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
         self.lower_dir(&lower.dir)?.open_file(name, OFlags::RDONLY)
     }

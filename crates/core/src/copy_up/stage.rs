@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use plyfs_format::{Name, NameBuf, Private};
+use plyfs_format::{Metacopy, Name, NameBuf, Private};
 use plyfs_sys::{DirMut, Errno, File, FileKind, RenameFlags, Times};
 
 use super::Depth;
@@ -95,6 +95,9 @@ impl Overlay {
         from: &LowerObject,
         depth: Depth,
     ) -> Result<Staged> {
+        let wanted = depth == Depth::Metadata && self.features.metacopy && from.stat.size > 0;
+        let mark = if wanted { self.mark_for_copy(lower)? } else { None };
+        let metacopy = mark.is_some();
         let (temporary, file) = if upper.abilities.tmpfile {
             (None, upper.stage_unnamed()?)
         } else {
@@ -104,8 +107,7 @@ impl Overlay {
             (Some(name), file)
         };
         let file = Arc::new(file);
-        let metacopy = depth == Depth::Metadata && self.features.metacopy && from.stat.size > 0;
-        let filled = self.fill_file(upper, lower, from, depth, &file, metacopy);
+        let filled = self.fill_file(upper, lower, from, depth, &file, mark);
         let ino = filled.and_then(|()| file.stat().map(|stat| stat.ino));
         match ino {
             Ok(ino) => Ok(Staged { temporary, file, ino, metacopy }),
@@ -125,12 +127,13 @@ impl Overlay {
         from: &LowerObject,
         depth: Depth,
         file: &Arc<File>,
-        metacopy: bool,
+        mark: Option<Metacopy>,
     ) -> Result<()> {
         let object = UpperObject::Leaf(Arc::clone(file));
-        if metacopy {
+        let metacopy = mark.is_some();
+        if let Some(mark) = mark {
             upper.truncate(file, from.stat.size)?;
-            self.set_private(&object, Private::Metacopy, b"")?;
+            self.set_private(&object, Private::Metacopy, &mark.encode())?;
         } else {
             let keep = match depth {
                 Depth::Metadata => u64::MAX,
