@@ -16,9 +16,6 @@ use crate::object::{Attr, Caller, HandleId, NodeId, SetAttr, StatFs, Time, TimeS
 use crate::overlay::Overlay;
 use crate::upper::UpperObject;
 
-/// How often a name that moves while it is being read is followed.
-const MOVES: usize = 16;
-
 impl Overlay {
     /// The attributes of a node.
     ///
@@ -205,7 +202,8 @@ impl Overlay {
     }
 
     /// Reaches an upper leaf by its name. A rename that runs beside can take the name away between reading it and using
-    /// it: then the object is missing, or is another one, and the name is read again once that rename is done.
+    /// it: then nothing is found there, or something else (a whiteout cannot be opened, for one), and the name is read
+    /// again and used while its directory is locked. So no `change` lock may be held by the caller.
     pub(crate) fn at_place<R>(
         &self,
         node: &Node,
@@ -214,11 +212,12 @@ impl Overlay {
         stat: impl Fn(&R) -> Result<Stat>,
     ) -> Result<R> {
         let expected = leaf.upper.get().map(|upper| upper.ino);
-        for attempt in 0..MOVES {
+        let mut locked = false;
+        loop {
             let Some(place) = node.place() else { return Err(Errno::NOENT) };
             let parent = place.parent.as_dir().ok_or(Errno::IO)?;
-            let guard = (attempt > 0).then(|| parent.change.lock());
-            if guard.is_some() && !node.has_place(place.parent.id, &place.name) {
+            let _still = locked.then(|| parent.change.lock());
+            if locked && !node.has_place(place.parent.id, &place.name) {
                 continue;
             }
             let dir = self.upper_dir(&place.parent)?;
@@ -226,11 +225,12 @@ impl Overlay {
                 Ok(found) if expected.is_none_or(|ino| stat(&found).is_ok_and(|stat| stat.ino == ino)) => {
                     return Ok(found);
                 }
-                Ok(_) | Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
+                // Somebody changed upper behind the engine's back.
+                Ok(_) if locked => return Err(Errno::STALE),
+                Err(error) if locked => return Err(error),
+                _ => locked = true,
             }
         }
-        Err(Errno::NOENT)
     }
 
     /// The blocks of a metacopy are those of its data.

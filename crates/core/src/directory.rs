@@ -89,6 +89,14 @@ impl DirBody {
     }
 }
 
+impl DirBody {
+    /// Whether what was read of the layers since `generation` still holds. While somebody else changes names the layers
+    /// may be ahead of what is remembered: then it does not.
+    pub fn is_unchanged(&self, state: &DirState, generation: u64, still: bool) -> bool {
+        state.generation == generation && (still || !self.change.is_locked())
+    }
+}
+
 impl DirState {
     /// Notes that a name changed.
     pub fn changed(&mut self) {

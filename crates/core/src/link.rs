@@ -34,7 +34,7 @@ impl Overlay {
         }
         self.ensure(&node, Depth::Metadata)?;
         self.ensure(&parent, Depth::Metadata)?;
-        self.redirect_metacopy(&node, leaf, false)?;
+        self.redirect_metacopy(&node, leaf, false, || self.upper_object(&node))?;
         // Opened before the parent is locked: it may have to wait for a rename.
         let object = self.upper_object(&node)?;
         let crate::upper::UpperObject::Leaf(file) = object else { return Err(Errno::PERM) };

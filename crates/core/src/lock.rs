@@ -56,6 +56,11 @@ impl<const RANK: u8, T> Ordered<RANK, T> {
         Guard { inner: self.0.lock(), _held: held }
     }
 
+    /// Whether anybody holds it.
+    pub fn is_locked(&self) -> bool {
+        self.0.is_locked()
+    }
+
     /// As [`lock`](Self::lock), if nobody holds it.
     pub fn try_lock(&self) -> Option<Guard<'_, RANK, T>> {
         let inner = self.0.try_lock()?;

@@ -56,6 +56,7 @@ impl Overlay {
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         check_name(name)?;
         let mut shared: Option<SharedName> = None;
+        let mut still = None;
         loop {
             let (known, generation) = {
                 let state = dir.state.lock();
@@ -65,6 +66,7 @@ impl Overlay {
                 (self.acquire_child(&state, parent.id, name), state.generation)
             };
             if let Some(node) = known {
+                drop(still);
                 return self.stat_acquired(node).map(Some);
             }
             let name = Arc::clone(shared.get_or_insert_with(|| name.into()));
@@ -72,21 +74,24 @@ impl Overlay {
                 Ok(Resolution::Found(found)) => found,
                 Ok(nothing @ (Resolution::Absent | Resolution::Whiteout)) => {
                     let mut state = dir.state.lock();
-                    if state.generation == generation {
+                    if dir.is_unchanged(&state, generation, still.is_some()) {
                         // A listing does not tell an absent name from one that a whiteout hides.
                         let certain = matches!(nothing, Resolution::Absent) && state.listing.is_none();
                         state.absent = certain.then(|| self.table.hash_name(&name));
                         return Ok(None);
                     }
+                    drop(state);
+                    still.get_or_insert_with(|| dir.change.lock());
                     continue;
                 }
                 Err(Errno::AGAIN) => continue,
                 Err(error) => return Err(error),
             };
             let stat = found.stat;
-            if let Some(node) = self.adopt(parent, dir, &name, found, generation) {
+            if let Some(node) = self.adopt(parent, dir, &name, found, (generation, still.is_some())) {
                 return Ok(Some((node, stat)));
             }
+            still.get_or_insert_with(|| dir.change.lock());
         }
     }
 
@@ -111,17 +116,18 @@ impl Overlay {
         }
     }
 
-    /// Makes a node of what was found, unless names changed since `generation`; counts one lookup.
+    /// Makes a node of what was found, unless names changed since the generation, or may be changing at this moment (the
+    /// flag says that the caller keeps them from it); counts one lookup.
     pub(crate) fn adopt(
         &self,
         parent: &Arc<Node>,
         dir: &DirBody,
         name: &SharedName,
         found: Found,
-        generation: u64,
+        (generation, still): (u64, bool),
     ) -> Option<Arc<Node>> {
         let mut state = dir.state.lock();
-        if state.generation != generation {
+        if !dir.is_unchanged(&state, generation, still) {
             return None;
         }
         if let Some(node) = self.acquire_child(&state, parent.id, name) {

@@ -118,7 +118,8 @@ impl Overlay {
                 let adopted = match self.resolve_entry(parent, dir, listed)? {
                     Resolution::Found(found) => {
                         let stat = found.stat;
-                        self.adopt(parent, dir, &listed.name, found, generation).map(|node| (node, stat))
+                        self.adopt(parent, dir, &listed.name, found, (generation, false))
+                            .map(|node| (node, stat))
                     }
                     _ => None,
                 };

@@ -42,12 +42,18 @@ impl Overlay {
         Ok(())
     }
 
-    /// The same for a file whose data is still below.
-    pub(crate) fn redirect_metacopy(&self, node: &Arc<Node>, leaf: &Leaf, same_parent: bool) -> Result<()> {
+    /// The same for a file whose data is still below; `object` opens it.
+    pub(crate) fn redirect_metacopy(
+        &self,
+        node: &Arc<Node>,
+        leaf: &Leaf,
+        same_parent: bool,
+        object: impl FnOnce() -> Result<UpperObject>,
+    ) -> Result<()> {
         if !leaf.upper.get().is_some_and(|upper| upper.metacopy.load(Ordering::Acquire)) {
             return Ok(());
         }
-        let object = self.upper_object(node)?;
+        let object = object()?;
         let known = object.get_xattr(self.namespace.name(Private::Redirect))?;
         let absolute = !same_parent || leaf.lower.as_ref().is_some_and(|lower| lower.hard_linked);
         if known.as_deref().is_some_and(|redirect| !absolute || redirect.starts_with(b"/")) {

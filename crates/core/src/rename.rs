@@ -286,10 +286,10 @@ impl Overlay {
         let (from, to) = (self.upper_dir(&old.parent)?, self.upper_dir(&new.parent)?);
         let _tree = (moved.is_dir() || other.is_dir()).then(|| self.tree.write());
         upper.rename(&from, old.checked()?, &to, new.checked()?, RenameFlags::EXCHANGE)?;
-        self.take_name(old, moved)?;
-        self.take_name(new, other)?;
         self.give_name(new, moved)?;
-        self.give_name(old, other)
+        self.give_name(old, other)?;
+        self.take_name(old, moved)?;
+        self.take_name(new, other)
     }
 
     /// Records what must be on disk before the move: redirect or opaque mark, and the target's impurity.
@@ -303,7 +303,10 @@ impl Overlay {
             self.mark_impure(&to.parent)?;
         }
         match &node.body {
-            Body::Leaf(leaf) => self.redirect_metacopy(node, leaf, same_parent),
+            Body::Leaf(leaf) => self.redirect_metacopy(node, leaf, same_parent, || {
+                let object = self.upper_dir(&from.parent)?.open_path_mut(from.checked()?)?;
+                Ok(UpperObject::Leaf(Arc::new(object)))
+            }),
             Body::Dir(dir) if !dir.lowers.is_empty() => self.redirect_directory(node, dir, same_parent),
             Body::Dir(dir) if !to.dir()?.lowers.is_empty() => self.make_opaque(node, dir),
             Body::Dir(_) => Ok(()),
@@ -322,13 +325,11 @@ impl Overlay {
         Ok(())
     }
 
+    /// Gives the node its new name before it loses the old one: it must not be without any in between, as if it had been
+    /// removed.
     fn move_name(&self, old: &End, new: &End, node: &Arc<Node>) -> Result<()> {
-        self.take_name(old, node)?;
-        self.give_name(new, node)
-    }
-
-    fn take_name(&self, end: &End, node: &Arc<Node>) -> Result<()> {
-        self.forget_name(&end.parent, end.dir()?, &end.name, node);
+        self.give_name(new, node)?;
+        self.forget_name(&old.parent, old.dir()?, &old.name, node);
         Ok(())
     }
 
@@ -337,6 +338,14 @@ impl Overlay {
         state.changed();
         self.list_moved(&mut state, &end.name, node);
         self.attach(&end.parent, &mut state, &end.name, node);
+        Ok(())
+    }
+
+    /// Takes a name away that another node has now.
+    fn take_name(&self, end: &End, node: &Arc<Node>) -> Result<()> {
+        let mut state = end.dir()?.state.lock();
+        state.changed();
+        self.detach(&end.parent, &mut state, &end.name, node);
         Ok(())
     }
 }

@@ -70,6 +70,14 @@ impl Stack {
         Overlay::assemble(&spec, &impatient())
     }
 
+    /// Assembles with these settings.
+    pub fn open_with(&self, options: &str, settings: &Settings) -> Overlay {
+        let root = self.dir.path().display();
+        let lowers: Vec<String> = (0..self.lowers).map(|number| format!("{root}/l{number}")).collect();
+        let text = format!("lowerdir={},upperdir={root}/u,workdir={root}/w,{options}", lowers.join(":"));
+        Overlay::assemble(&StackSpec::parse(&[text]).unwrap().spec, settings).unwrap()
+    }
+
     /// Assembles with `.wh.` files for whiteouts.
     pub fn open_named(&self) -> Overlay {
         let root = self.dir.path().display();
