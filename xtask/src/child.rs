@@ -10,9 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-/// How often a running child is looked at.
+/// How often trailing output is looked for.
 const POLL: Duration = Duration::from_millis(50);
 /// How long output may trail behind the child's end: a daemon that a test left behind may hold the pipe.
 const TRAILING_OUTPUT: Duration = Duration::from_secs(3);
@@ -103,21 +105,24 @@ fn pass_on(pipe: impl Read + Send + 'static, lines: &Arc<Mutex<Vec<String>>>) ->
 
 /// Waits for the child's end; on expiry tells what was running, and kills its process group.
 fn wait(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    let start = Instant::now();
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
+    // A descriptor that can be waited for tells the end at once: the benchmark times mount commands.
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let deadline = Instant::now() + limit;
     loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| Errno::INVAL)?;
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => break,
+            Ok(_) => return child.wait().map(Some),
         }
-        if start.elapsed() >= limit {
-            print_group(child.id());
-            if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                kill_process_group(group, Signal::KILL)?;
-            }
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(POLL);
     }
+    print_group(child.id());
+    kill_process_group(pid, Signal::KILL)?;
+    child.wait()?;
+    Ok(None)
 }
 
 /// Prints the command lines of a process group's members.

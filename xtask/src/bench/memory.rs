@@ -43,7 +43,7 @@ pub fn rows() -> Vec<Row> {
     for depth in DEPTHS {
         let name = format!("mount, {depth} lower{}", if depth == 1 { "" } else { "s" });
         let mount = move |site: &Site| {
-            let mount = site.bench.mount(site.peer, Fixture::Deep(depth), "timed", &[])?;
+            let mount = site.bench.mount(site.peer, Fixture::Deep(depth), &[])?;
             Ok(mount.took.as_secs_f64() * 1e3)
         };
         rows.push(Row::new(name, Unit::Millis, Fixture::Empty, mount).overlays_only().rounds(7));
@@ -65,8 +65,8 @@ fn share(site: &Site) -> Result<f64> {
     let before = page_cache()?;
     let mut mounts = Vec::new();
     let mut block = vec![0_u8; 1 << 20];
-    for number in 0..SHARERS {
-        let mount = site.bench.mount(site.peer, Fixture::Big(SHARED), &format!("share{number}"), &[])?;
+    for _ in 0..SHARERS {
+        let mount = site.bench.mount(site.peer, Fixture::Big(SHARED), &[])?;
         let path = mount.root.join("big");
         let mut file = File::open(&path).with_context(|| path.display().to_string())?;
         while file.read(&mut block).with_context(|| path.display().to_string())? > 0 {}

@@ -18,6 +18,7 @@ mod tree;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -60,6 +61,8 @@ pub struct BenchArgs {
     without_plyfs: bool,
 }
 
+/// A signal asked for the end: what is mounted is taken down first.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const INSTALL_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Measures, prints the table, and writes the figures as JSON.
@@ -72,9 +75,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark mounts and drops caches: it needs root");
     }
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("signal handler")?;
     let bench = Bench::new(&args.dir, binaries(args)?)?;
     let mut report = Report::new(&rows);
     for row in &rows {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
         for (peer, figure) in measure_row(&bench, row, args) {
             report.add(row, peer, figure);
         }
@@ -180,6 +187,9 @@ fn sample(
     mounted: &mut Option<Mount>,
     args: &BenchArgs,
 ) -> Result<f64> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
     if row.mounted == Mounted::EachRound {
         *mounted = None;
     }
@@ -187,7 +197,7 @@ fn sample(
         let mut options: Vec<&str> =
             row.options.iter().filter(|option| option.0 == peer).map(|option| option.1).collect();
         options.extend(args.plyfs_options.as_deref().filter(|_| peer == Peer::Plyfs));
-        *mounted = Some(bench.mount(peer, row.fixture, "row", &options).context("mount")?);
+        *mounted = Some(bench.mount(peer, row.fixture, &options).context("mount")?);
     }
     let native;
     let mount = mounted.as_ref();

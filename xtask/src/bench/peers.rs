@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,13 @@ use crate::child;
 /// How long a mount command may take.
 const MOUNT_LIMIT: Duration = Duration::from_secs(60);
 /// How long an unmounted daemon may take to end.
-const EXIT_LIMIT: Duration = Duration::from_secs(20);
+const EXIT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The directory in which everything happens; unmounted and deleted when dropped.
 pub struct Bench {
     directory: PathBuf,
     binaries: HashMap<Peer, PathBuf>,
+    mounts: AtomicUsize,
 }
 
 impl Bench {
@@ -35,7 +37,7 @@ impl Bench {
     pub fn new(directory: &Path, binaries: HashMap<Peer, PathBuf>) -> Result<Self> {
         fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
         let directory = directory.canonicalize().with_context(|| directory.display().to_string())?;
-        let bench = Self { directory, binaries };
+        let bench = Self { directory, binaries, mounts: AtomicUsize::new(0) };
         bench.clear()?;
         Ok(bench)
     }
@@ -76,9 +78,10 @@ impl Bench {
     }
 
     /// Mounts a peer over a fixture with an empty upper; `options` are added to the layers'.
-    pub fn mount(&self, peer: Peer, fixture: Fixture, name: &str, options: &[&str]) -> Result<Mount> {
+    pub fn mount(&self, peer: Peer, fixture: Fixture, options: &[&str]) -> Result<Mount> {
         let lowers = self.lowers(fixture)?;
-        let home = self.path("m").join(peer.name()).join(name);
+        let number = self.mounts.fetch_add(1, Ordering::Relaxed);
+        let home = self.path("m").join(format!("{}{number}", peer.name()));
         let home = Home { upper: home.join("u"), work: home.join("w"), target: home.join("t"), home };
         for path in [&home.upper, &home.work, &home.target] {
             fs::create_dir_all(path).with_context(|| path.display().to_string())?;
