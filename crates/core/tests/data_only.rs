@@ -177,7 +177,7 @@ fn a_copy_of_the_metadata_carries_the_digest_along() {
     assert_eq!(read(&overlay, "f"), content()[..1 << 16]);
     drop(overlay);
     fs::write(stack.path("data/blobs/b"), content().replacen("data", "date", 1)).unwrap();
-    assert_eq!(try_read(&with(&stack, "verity=on"), "f"), Err(Errno::IO));
+    assert_eq!(try_read(&with(&stack, "verity=on,metacopy=on,redirect_dir=on"), "f"), Err(Errno::IO));
 }
 
 #[test]
