@@ -1,5 +1,6 @@
 //! Mounts a stack of directories and serves it in the foreground:
-//! `cargo run -p plyfs-fuse --example serve -- lowerdir=A:B,upperdir=U,workdir=W TARGET [threads]`.
+//! `cargo run -p plyfs-fuse --example serve -- lowerdir=A:B,upperdir=U,workdir=W TARGET`. The options `writeback=0` and
+//! `threaded=0` are understood as well.
 
 use std::error::Error;
 use std::path::Path;
@@ -10,13 +11,17 @@ use plyfs_fuse::{MountOptions, Session};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [layers, target, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: serve LAYER_OPTIONS TARGET [THREADS]".into());
+    let [layers, target] = arguments.as_slice() else {
+        return Err("usage: serve OPTIONS TARGET".into());
     };
     let parsed = StackSpec::parse(&[layers])?;
     let overlay = Overlay::assemble(&parsed.spec, &Settings::default())?;
-    let threads = rest.first().map(|number| number.parse()).transpose()?;
-    let options = MountOptions { allow_other: true, threads, ..MountOptions::default() };
+    let options = MountOptions {
+        allow_other: true,
+        writeback: parsed.spec.options.writeback.unwrap_or(true),
+        threads: (parsed.spec.options.threaded == Some(false)).then_some(1),
+        ..MountOptions::default()
+    };
     Session::mount(overlay, Path::new(target), &options)?.run()?;
     Ok(())
 }
