@@ -44,6 +44,8 @@ pub enum Command {
     Commit(CommitArgs),
     /// Show what this kernel and this user can have, and why not
     Features(FeaturesArgs),
+    /// A tour of two minutes: layers, copy-up, whiteouts, renames
+    Demo(DemoArgs),
     /// Show the version
     Version(VersionArgs),
     /// Print the completions of a shell
@@ -151,6 +153,14 @@ pub struct FeaturesArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `plyfs demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Do not pause between the steps
+    #[arg(long)]
+    pub fast: bool,
 }
 
 /// `plyfs version`.

@@ -6,6 +6,7 @@
 mod args;
 mod changes;
 mod commit;
+mod demo;
 mod failure;
 mod features;
 mod front_door;
@@ -66,6 +67,7 @@ fn run_own(command: Command, out: &mut dyn Write) -> Outcome<u8> {
         Command::Diff(args) => done(changes::diff(&args, out)),
         Command::Commit(args) => done(commit::run(&args, out)),
         Command::Features(args) => done(features::show(&args, out)),
+        Command::Demo(args) => done(demo::run(&args, out)),
         Command::Version(args) => done(version::show(args.json, out)),
         Command::Completions { shell } => done(manual::completions(shell, out)),
         Command::Man { directory } => done(manual::man(directory.as_deref(), out)),

@@ -26,6 +26,8 @@ mod signals;
 mod supervise;
 mod view;
 
+pub use session::remove_tree;
+
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
