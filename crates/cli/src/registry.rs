@@ -1,15 +1,16 @@
 //! The notes that daemons leave about their mounts, so that `plyfs list` and `plyfs umount` can find them: a FUSE mount's
 //! own entry in the mount table names neither its layers nor its process.
 //!
-//! One file for each mount, named by the daemon's process id. A note is a help, never the truth: the mount table says
+//! One file for each mount, named by the mount's device number, which no other mount has at the same time. A note is a help, never the truth: the mount table says
 //! what is mounted, and a note whose process is gone is removed by whoever sees it.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 /// What is known of a mount beside its entry in the mount table. Paths are for reading: bytes that are not UTF-8 are
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 pub struct Note {
     /// The daemon's process id, as seen in its own PID namespace.
     pub pid: u32,
+    /// Which PID namespace that is: /run may be shared with others, in which the number means nothing.
+    pub pid_namespace: String,
     /// When the daemon started, in clock ticks since boot: tells it from a later process of the same id.
     pub started: u64,
     /// The device of the mounted file system, as `MAJOR:MINOR`: what ties the note to the mount table.
@@ -34,17 +37,30 @@ pub struct Note {
     pub options: String,
 }
 
+impl Note {
+    /// Whether the daemon is known to this process by the same id.
+    pub fn is_near(&self) -> bool {
+        self.pid_namespace == pid_namespace()
+    }
+
+    fn is_of_the_dead(&self) -> bool {
+        let lives = plyfs_sys::process::is_alive(self.pid)
+            && started(self.pid).is_ok_and(|time| time == self.started);
+        self.is_near() && !lives
+    }
+}
+
 /// Deletes the note when the daemon ends.
 #[derive(Debug)]
 pub struct Registration {
     path: PathBuf,
+    note: Note,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!("{}: {error}", self.path.display());
-        }
+        // The mount is gone, and its device number may be that of another one already.
+        remove_if(&self.path, |note| *note == self.note);
     }
 }
 
@@ -53,7 +69,7 @@ pub fn register(note: &Note) -> io::Result<Registration> {
     let mut last = io::Error::other("no directory for it");
     for directory in writable_directories() {
         match write_note(&directory, note) {
-            Ok(path) => return Ok(Registration { path }),
+            Ok(path) => return Ok(Registration { path, note: note.clone() }),
             Err(error) => last = error,
         }
     }
@@ -76,8 +92,10 @@ pub fn started(pid: u32) -> io::Result<u64> {
 
 fn write_note(directory: &Path, note: &Note) -> io::Result<PathBuf> {
     make_private(directory)?;
-    let path = directory.join(format!("{}.json", note.pid));
-    let temporary = directory.join(format!(".{}.tmp", note.pid));
+    let name = note.device.replace(':', "-");
+    let path = directory.join(format!("{name}.json"));
+    let temporary = directory.join(format!(".{name}.tmp"));
+    let _lock = lock(directory)?;
     fs::write(&temporary, serde_json::to_vec(note)?)?;
     fs::rename(&temporary, &path)?;
     Ok(path)
@@ -109,14 +127,42 @@ fn notes_in(directory: &Path) -> Vec<Note> {
 }
 
 fn living(path: &Path) -> Option<Note> {
-    let note: Note = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-    if plyfs_sys::process::is_alive(note.pid) && started(note.pid).is_ok_and(|time| time == note.started) {
+    let note = read(path)?;
+    if !note.is_of_the_dead() {
         return Some(note);
     }
-    if let Err(error) = fs::remove_file(path) {
+    remove_if(path, Note::is_of_the_dead);
+    None
+}
+
+/// Removes a note if it is still the one that is meant, so that the one of a mount that has just been made stays.
+fn remove_if(path: &Path, meant: impl FnOnce(&Note) -> bool) {
+    let locked = path.parent().map(lock);
+    let removed = match read(path) {
+        Some(note) if meant(&note) => fs::remove_file(path),
+        _ => Ok(()),
+    };
+    drop(locked);
+    if let Err(error) = removed {
         tracing::debug!("{}: {error}", path.display());
     }
-    None
+}
+
+/// Keeps other processes from changing the notes of a directory.
+fn lock(directory: &Path) -> io::Result<File> {
+    let lock = File::open(directory)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    Ok(lock)
+}
+
+fn read(path: &Path) -> Option<Note> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// The PID namespace of this process, as the kernel names it; nothing where it is not told.
+pub fn pid_namespace() -> String {
+    fs::read_link("/proc/self/ns/pid")
+        .map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
 }
 
 fn writable_directories() -> Vec<PathBuf> {
@@ -157,6 +203,7 @@ mod tests {
         let pid = std::process::id();
         Note {
             pid,
+            pid_namespace: pid_namespace(),
             started: started(pid).unwrap(),
             device: "0:99".to_owned(),
             target: "/m".to_owned(),
@@ -176,6 +223,13 @@ mod tests {
         write_note(place.path(), &dead).unwrap();
         assert_eq!(notes_in(place.path()), []);
         assert!(!path.exists());
+        let elsewhere = Note { pid_namespace: "pid:[1]".to_owned(), ..dead };
+        write_note(place.path(), &elsewhere).unwrap();
+        assert_eq!(
+            notes_in(place.path()),
+            [elsewhere],
+            "nothing is known of the processes of another namespace"
+        );
     }
 
     #[test]

@@ -62,7 +62,8 @@ fn resolve(target: &Path) -> Outcome<PathBuf> {
 
 /// A descriptor of the daemon, taken before the unmounting makes it end.
 fn daemon_of(found: &Mounted) -> Option<OwnedFd> {
-    let pid = i32::try_from(found.note.as_ref()?.pid).ok().and_then(Pid::from_raw)?;
+    let note = found.note.as_ref().filter(|note| note.is_near())?;
+    let pid = i32::try_from(note.pid).ok().and_then(Pid::from_raw)?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 

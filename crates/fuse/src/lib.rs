@@ -35,3 +35,4 @@ mod worker;
 
 pub use options::{Flags, MountOptions};
 pub use session::{MountError, Running, Session, SessionError, Unmounter};
+pub use signals::Signals;

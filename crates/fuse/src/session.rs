@@ -83,6 +83,14 @@ impl Session {
     /// [`SessionError`].
     pub fn run(self) -> Result<(), SessionError> {
         let signals = Signals::new().map_err(SessionError::Signals)?;
+        self.run_until(&signals)
+    }
+
+    /// As [`run`](Self::run), with signals that are received since before the mount was made: none can come between.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn run_until(self, signals: &Signals) -> Result<(), SessionError> {
         let waker = signals.waker();
         let running = self.start(move || waker.wake())?;
         let mut asked = false;

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use plyfs_core::Settings;
-use plyfs_fuse::Session;
+use plyfs_fuse::{Session, Signals};
 use plyfs_sys::{mountinfo, process};
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions};
@@ -113,6 +113,8 @@ fn leave_terminal(mut say: File) -> Outcome<()> {
 
 /// A mount and the note about it.
 struct Mounted {
+    /// Received since before the mount was made: a signal never leaves it behind.
+    signals: Signals,
     session: Session,
     note: Option<Registration>,
 }
@@ -121,17 +123,18 @@ impl Mounted {
     fn new(request: &Request<'_>) -> Outcome<Self> {
         process::fill_standard_descriptors().context(|| "cannot open /dev/null")?;
         process::raise_descriptor_limit().context(|| "cannot raise the limit of open files")?;
+        let signals = Signals::new().context(|| "cannot receive signals")?;
         let session = union::mount(&request.spec, &Settings::default(), request.target, request.source)?;
         let note = leave_note(request).unwrap_or_else(|error| {
             tracing::warn!("plyfs list will not know the layers: {error}");
             None
         });
-        Ok(Self { session, note })
+        Ok(Self { signals, session, note })
     }
 
     /// Serves until the mount is gone.
     fn serve(self) -> Outcome<()> {
-        let result = self.session.run().map_err(|error| Failure::new(error.to_string()));
+        let result = self.session.run_until(&self.signals).map_err(|error| Failure::new(error.to_string()));
         drop(self.note);
         result
     }
@@ -152,6 +155,7 @@ fn leave_note(request: &Request<'_>) -> io::Result<Option<Registration>> {
     let upper = request.spec.upper.as_ref();
     let note = Note {
         pid,
+        pid_namespace: registry::pid_namespace(),
         started: registry::started(pid)?,
         device: list::device(mount),
         target: target.to_string_lossy().into_owned(),

@@ -21,36 +21,49 @@ pub enum Map {
     Identity,
 }
 
-/// Moves this process, which must have one thread, to a new user namespace, and to the other namespaces given.
-pub fn enter(map: Map, namespaces: Namespaces) -> Outcome<()> {
-    let mut helper = start_helper(map)?;
+/// The helper process, waiting for the user namespace. What it needs of the file system it has: it can be started before
+/// another root is entered.
+#[derive(Debug)]
+pub struct Helper {
+    child: Child,
+}
+
+impl Helper {
+    /// Starts it. It works in this process's directory below /proc, which stays the right one whatever is mounted or made
+    /// root meanwhile, and whatever the process is called in another PID namespace.
+    pub fn start(map: Map) -> Outcome<Self> {
+        let own = PathBuf::from("/proc").join(std::fs::read_link("/proc/self").context(|| "/proc/self")?);
+        let name = match map {
+            Map::BecomeRoot => "become-root",
+            Map::Identity => "identity",
+        };
+        let mut command = stage_command("map");
+        command.arg("--map").arg(name).current_dir(own).stdin(Stdio::piped());
+        let child = command.spawn().context(|| "cannot start the id map helper")?;
+        Ok(Self { child })
+    }
+
+    /// Moves this process, which must have one thread, to a new user namespace with the helper's map, and to the other
+    /// namespaces given.
+    pub fn enter(mut self, namespaces: Namespaces) -> Outcome<()> {
+        new_user_namespace(namespaces)?;
+        // Closing its standard input is the sign.
+        drop(self.child.stdin.take());
+        let status = self.child.wait().context(|| "cannot wait for the id map helper")?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::new("cannot map user and group ids into the user namespace"))
+    }
+}
+
+fn new_user_namespace(namespaces: Namespaces) -> Outcome<()> {
     mount::unshare(Namespaces { user: true, ..namespaces }).map_err(|error| {
         Failure::new(format!(
             "cannot make a user namespace: {error}; allow it (sysctl user.max_user_namespaces, \
              kernel.apparmor_restrict_unprivileged_userns) or become root"
         ))
-    })?;
-    // Closing its standard input is the sign.
-    drop(helper.stdin.take());
-    let status = helper.wait().context(|| "cannot wait for the id map helper")?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::new("cannot map user and group ids into the user namespace"))
-    }
-}
-
-/// The helper works in this process's directory below /proc, which stays the right one whatever is mounted or made root
-/// meanwhile, and whatever the process is called in another PID namespace.
-fn start_helper(map: Map) -> Outcome<Child> {
-    let own = PathBuf::from("/proc").join(std::fs::read_link("/proc/self").context(|| "/proc/self")?);
-    let name = match map {
-        Map::BecomeRoot => "become-root",
-        Map::Identity => "identity",
-    };
-    let mut command = stage_command("map");
-    command.arg("--map").arg(name).current_dir(own).stdin(Stdio::piped());
-    command.spawn().context(|| "cannot start the id map helper")
+    })
 }
 
 /// The stage `map`: waits until standard input ends, then writes the maps of the process in whose /proc directory it is.

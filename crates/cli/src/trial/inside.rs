@@ -1,5 +1,6 @@
 //! The first process of the view: enters it, gives up power over its mounts, starts the command, and reaps.
 
+use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +10,7 @@ use plyfs_sys::process;
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 
 use crate::failure::{Context, Failure, Outcome};
-use crate::trial::idmap::{self, Map};
+use crate::trial::idmap::{Helper, Map};
 use crate::trial::signals::{Caught, Then};
 use crate::trial::{NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, StageArgs, own, view};
 
@@ -17,10 +18,11 @@ use crate::trial::{NOT_EXECUTABLE, NOT_FOUND, OWN_FAILURE, StageArgs, own, view}
 /// command left running ends with it.
 pub fn run(args: &StageArgs) -> Outcome<u8> {
     let view = args.view.as_deref().ok_or_else(|| Failure::usage("inside: no view named"))?;
+    let helper = Helper::start(Map::Identity).map_err(own)?;
     enter(view).map_err(own)?;
-    seal().map_err(own)?;
+    seal(helper).map_err(own)?;
     restore_limit(args.nofile).map_err(own)?;
-    let forwarding = Caught::new().and_then(|caught| caught.forward(Then::Wait)).map_err(own)?;
+    let forwarding = Caught::new().and_then(|caught| caught.forward(Then::TellAll)).map_err(own)?;
     let child = start(args)?;
     forwarding.to(child).map_err(own)?;
     reap_until(child).map_err(own)
@@ -43,8 +45,8 @@ fn enter(view: &Path) -> Outcome<()> {
 
 /// Moves to a user and mount namespace below those that made the view: its mounts are locked from here on, and no
 /// capability reaches beyond it.
-fn seal() -> Outcome<()> {
-    idmap::enter(Map::Identity, Namespaces { mount: true, ..Namespaces::default() })?;
+fn seal(helper: Helper) -> Outcome<()> {
+    helper.enter(Namespaces { mount: true, ..Namespaces::default() })?;
     // In this order: both are reset by the change of credentials above.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context(|| "cannot tie to the parent")?;
@@ -72,11 +74,20 @@ fn start(args: &StageArgs) -> Outcome<u32> {
     match command.spawn() {
         Ok(child) => Ok(child.id()),
         Err(error) => {
-            let missing = error.kind() == std::io::ErrorKind::NotFound;
+            let missing = error.kind() == std::io::ErrorKind::NotFound || !can_be_found(program);
             let failure = Failure::new(format!("{}: cannot run it in the view: {error}", program.display()));
             Err(failure.with_code(if missing { NOT_FOUND } else { NOT_EXECUTABLE }))
         }
     }
+}
+
+/// Whether a program is there at all: a directory of PATH that may not be searched makes a missing one look forbidden.
+fn can_be_found(program: &OsStr) -> bool {
+    if program.as_encoded_bytes().contains(&b'/') {
+        return Path::new(program).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|directory| directory.join(program).exists())
 }
 
 /// Reaps every process that ends, the command's orphans too, until the command itself ends.

@@ -37,11 +37,13 @@ impl Drop for Forwarding {
     }
 }
 
-/// What is done for a child that was asked to end and does not.
+/// What is done for a child that was asked to end and does not, and who is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     /// Nothing.
     Wait,
+    /// Nothing; and an interrupt is for all processes of the PID namespace, whose first this is.
+    TellAll,
     /// It is killed after some seconds.
     Kill,
 }
@@ -84,12 +86,24 @@ fn pass(origin: &Origin, child: Option<Pid>, then: Then) {
     if from_terminal {
         return;
     }
-    send(child, signal);
+    if then == Then::TellAll && matches!(origin.signal, SIGINT | SIGQUIT) {
+        // As the terminal would: a shell waits for its children when it is interrupted, so they must be as well.
+        tell_all(signal);
+    } else {
+        send(child, signal);
+    }
     if then == Then::Kill && matches!(origin.signal, SIGTERM | SIGHUP) {
         thread::spawn(move || {
             thread::sleep(PATIENCE);
             send(child, Signal::KILL);
         });
+    }
+}
+
+/// Sends a signal to every process of the PID namespace but its first, which this is: kill(2) with -1.
+fn tell_all(signal: Signal) {
+    if let Err(error) = rustix::process::kill_process_group(Pid::INIT, signal) {
+        tracing::debug!("signal to all: {error}");
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Signal};
 use crate::args::TryArgs;
 use crate::failure::{Context, Failure, Outcome};
 use crate::trial::frame::{self, Hole};
-use crate::trial::idmap::{self, Map};
+use crate::trial::idmap::{Helper, Map};
 use crate::trial::keep::Keep;
 use crate::trial::report::{self, Changed};
 use crate::trial::scenery::{self, Part, Scene};
@@ -32,7 +32,8 @@ pub fn run(args: &TryArgs) -> Outcome<u8> {
     let soft_limit = rustix::process::getrlimit(Resource::Nofile).current;
     let user = enter_namespaces().map_err(own)?;
     let session = Session::create().map_err(own)?;
-    let made = Trial::prepare(args, &session, user).and_then(|trial| trial.run(args, caught, soft_limit));
+    let trial = Trial::prepare(args, &session, user).map_err(own);
+    let made = trial.and_then(|trial| trial.run(args, caught, soft_limit));
     let removed = session.remove();
     let code = made?;
     removed.map(|()| code).map_err(own)
@@ -44,7 +45,7 @@ fn enter_namespaces() -> Outcome<bool> {
     let user = match mount::unshare(alone) {
         Ok(()) => false,
         Err(plyfs_sys::Errno::PERM) => {
-            idmap::enter(Map::BecomeRoot, alone)?;
+            Helper::start(Map::BecomeRoot)?.enter(alone)?;
             true
         }
         Err(error) => return Err(Failure::new(format!("cannot make a mount namespace: {error}"))),

@@ -1,0 +1,146 @@
+//! `plyfs commit`: afterwards the directory is what the union was, and nothing else was touched.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
+mod common;
+
+use common::{Place, as_root, names};
+use plyfs_testkit::compare::{Difference, compare};
+use plyfs_testkit::snapshot::{Clock, Snapshot, View};
+
+/// A tree with something of everything.
+const TREE: &str = "
+    mkdir -p a/etc a/dir/sub a/gone/deep a/opaque/old a/swap1 a/swap2
+    echo a > a/etc/f; echo b > a/etc/mode; echo c > a/dir/one; echo d > a/dir/sub/two; echo e > a/gone/deep/x
+    echo f > a/opaque/y; echo 1 > a/swap1/one; echo 2 > a/swap2/two; echo g > a/movable; echo h > a/file-to-dir
+    mkdir a/dir-to-file; ln a/etc/f a/etc/hard; ln -s etc a/link; setfattr -n user.kept -v yes a/etc/f
+    chmod 2775 a/dir; touch -d '2001-02-03 04:05:06.789' a/etc/f a/dir/sub";
+
+/// Something of everything done to it.
+const WORK: &str = "
+    cd merged
+    echo more >> etc/f; chmod 4711 etc/mode; chown 12:34 etc/mode; mv dir dir2; rm dir2/one; echo n > dir2/new
+    mv dir2/sub sub; rm -r gone; rm -r opaque; mkdir opaque; echo o > opaque/new
+    mv swap1 swap0; mv swap2 swap1; mv swap0 swap2; mv movable opaque/moved; rm file-to-dir; mkdir file-to-dir
+    rmdir dir-to-file; echo t > dir-to-file; ln -sfn elsewhere link; mkfifo fifo; mknod null c 1 3
+    echo l > l1; ln l1 l2; ln l1 opaque/l3; setfattr -n user.new -v 1 l1; truncate -s 1M sparse
+    printf x | dd of=sparse bs=1 seek=500000 conv=notrunc status=none; touch -d '1969-07-20' l1
+    setfattr -x user.kept etc/f; chmod 1777 sub";
+
+/// The tree as it is seen, but for what a copy need not keep: inode numbers are classes already, times of reading and of
+/// changing the inode are its own.
+fn seen(path: &std::path::Path) -> Snapshot {
+    Snapshot::take(path, View::Merged, Clock::never()).unwrap()
+}
+
+fn assert_same(union: &Snapshot, committed: &Snapshot) {
+    let own = ["atime", "ctime"];
+    let directories =
+        |path: &[u8]| union.entries.get(path).is_some_and(|shot| shot.mode & 0o170_000 == 0o040_000);
+    let all = compare(union, committed);
+    // The union counts one link for a merged directory, the links of the layer for a file whose other name was copied up,
+    // and the root's own times and owner are its mounter's.
+    let counted =
+        |one: &Difference| one.field == "nlink" && (directories(&one.path) || one.path == b"etc/hard");
+    let real =
+        all.into_iter().filter(|one| !own.contains(&one.field) && !one.path.is_empty() && !counted(one));
+    let real: Vec<String> = real.map(|one| one.to_string()).collect();
+    assert!(real.is_empty(), "{}", real.join("\n"));
+}
+
+#[test]
+fn the_directory_becomes_what_the_union_was() {
+    as_root("the_directory_becomes_what_the_union_was", |place| {
+        place.sh(TREE);
+        place.mount(&["a"]);
+        place.sh(WORK);
+        let union = seen(&place.at("merged"));
+        place.umount();
+        let said = place.run(&["commit", "upper", "--onto", "a", "--yes"]);
+        assert!(said.contains("R /dir -> /dir2") && said.contains("changes made in a"), "{said}");
+        assert_same(&union, &seen(&place.at("a")));
+        assert!(!names(&place.at("a")).contains(&".plyfs-commit".to_owned()));
+        let sparse = place.sh("stat -c %b a/sparse");
+        assert!(sparse.trim().parse::<u64>().unwrap() < 100, "holes are kept: {sparse} blocks");
+    });
+}
+
+#[test]
+fn a_metadata_only_upper_is_committed_without_its_data() {
+    as_root("a_metadata_only_upper_is_committed_without_its_data", |place| {
+        place.sh("mkdir -p a/d upper work merged; echo data > a/d/f; echo more > a/d/g");
+        place.run(&["mount", "-o", "lowerdir=a,upperdir=upper,workdir=work,metacopy=on", "merged"]);
+        place.sh("cd merged; chmod 600 d/f; mv d/g renamed; chown 5 renamed");
+        let union = seen(&place.at("merged"));
+        place.umount();
+        place.run(&["commit", "upper", "--onto", "a", "--yes"]);
+        assert_same(&union, &seen(&place.at("a")));
+        assert_eq!(place.read("a/d/f"), "data\n");
+        assert_eq!(place.read("a/renamed"), "more\n");
+    });
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    as_root("a_dry_run_changes_nothing", |place| {
+        place.sh(TREE);
+        place.mount(&["a"]);
+        place.sh(WORK);
+        place.umount();
+        let before = seen(&place.at("a"));
+        assert!(place.run(&["commit", "upper", "--onto", "a", "--dry-run"]).contains("would be made in a"));
+        assert_eq!(
+            compare(&before, &seen(&place.at("a"))).into_iter().filter(|one| one.field != "atime").count(),
+            0
+        );
+    });
+}
+
+#[test]
+fn a_commit_that_was_killed_is_finished_by_running_it_again() {
+    as_root("a_commit_that_was_killed_is_finished_by_running_it_again", |place| {
+        place.sh(TREE);
+        place.mount(&["a"]);
+        place.sh(WORK);
+        let union = seen(&place.at("merged"));
+        place.umount();
+        place.sh("cp -a a pristine");
+        for delay in [5, 20, 60, 120, 200, 300] {
+            place.sh("rm -rf a; cp -a pristine a");
+            let mut command = place.plyfs(&["commit", "upper", "--onto", "a", "--yes"]);
+            let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_micros(delay * 50));
+            // It may have ended already: then there is nothing to kill, and the commit must be whole.
+            drop(child.kill());
+            child.wait().unwrap();
+            place.run(&["commit", "upper", "--onto", "a", "--yes"]);
+            assert_same(&union, &seen(&place.at("a")));
+        }
+    });
+}
+
+#[test]
+fn nothing_outside_the_directory_is_touched_through_a_symbolic_link() {
+    let place = Place::new();
+    place.sh("mkdir -p a outside/inner upper/way/inner upper/also; echo precious > outside/inner/f
+              ln -s ../outside a/way; ln -s /etc a/also; echo overwritten > upper/way/inner/f; echo x > upper/also/hostname");
+    place.run(&["commit", "upper", "--onto", "a", "--yes", "--ignore-owner"]);
+    assert_eq!(place.read("outside/inner/f"), "precious\n");
+    assert_eq!(place.read("a/way/inner/f"), "overwritten\n");
+    assert!(!place.at("a/way").is_symlink());
+}
+
+#[test]
+fn two_commits_at_once_are_refused() {
+    let place = Place::new();
+    place.write("upper/f", "x");
+    place.dirs(&["a/.plyfs-commit"]);
+    let held = std::fs::File::open(place.at("a/.plyfs-commit")).unwrap();
+    held.lock().unwrap();
+    let said = common::fail(
+        place
+            .plyfs(&["commit", "upper", "--onto", "a", "--yes", "--ignore-owner"])
+            .stdout(std::process::Stdio::null()),
+    );
+    assert!(said.contains("another plyfs commit"), "{said}");
+}

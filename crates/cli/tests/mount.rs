@@ -1,0 +1,146 @@
+//! `plyfs mount`, `umount` and `list`, and the daemon behind them.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "helpers of tests")]
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{Place, as_root, fail, names, wait_until};
+
+/// What `plyfs list` says of the mount; others may be there on the machine.
+fn listed(place: &Place) -> Option<serde_json::Value> {
+    let listed: serde_json::Value = serde_json::from_str(&place.run(&["list", "--json"])).unwrap();
+    let target = place.at("merged");
+    listed.as_array().unwrap().iter().find(|one| one["target"] == target.to_str().unwrap()).cloned()
+}
+
+fn daemon_of(place: &Place) -> u32 {
+    u32::try_from(listed(place).unwrap()["pid"].as_u64().unwrap()).unwrap()
+}
+
+fn lives(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+#[test]
+fn a_mount_is_usable_when_the_command_returns_and_its_daemon_gone_when_umount_returns() {
+    as_root("a_mount_is_usable_when_the_command_returns_and_its_daemon_gone_when_umount_returns", |place| {
+        place.write("a/f", "from a");
+        place.write("b/g", "from b");
+        place.mount(&["a", "b"]);
+        assert_eq!(place.read("merged/f"), "from a");
+        assert_eq!(names(&place.at("merged")), ["f", "g"]);
+        assert!(place.mounts().iter().any(|line| line.contains(" - fuse.plyfs ")), "{:?}", place.mounts());
+        place.write("merged/new", "x");
+        let daemon = daemon_of(place);
+        assert!(lives(daemon));
+        place.umount();
+        assert!(!lives(daemon));
+        assert_eq!(place.mounts(), [""; 0]);
+        assert_eq!(place.read("upper/new"), "x");
+    });
+}
+
+#[test]
+fn the_mount_is_listed_with_its_layers_also_by_relative_paths() {
+    as_root("the_mount_is_listed_with_its_layers_also_by_relative_paths", |place| {
+        place.mount(&["a", "b"]);
+        let one = listed(place).unwrap();
+        assert_eq!(one["upper"], place.at("upper").to_str().unwrap());
+        assert_eq!(one["work"], place.at("work").to_str().unwrap());
+        assert_eq!(one["lowers"][1], place.at("b").to_str().unwrap());
+        assert!(place.run(&["list"]).contains(place.at("a").to_str().unwrap()));
+        place.umount();
+        assert_eq!(listed(place), None);
+    });
+}
+
+#[test]
+fn the_daemon_keeps_nothing_of_its_caller() {
+    as_root("the_daemon_keeps_nothing_of_its_caller", |place| {
+        // `run` returns only when nobody holds the pipes it reads any more.
+        place.mount(&["a"]);
+        let proc = Path::new("/proc").join(daemon_of(place).to_string());
+        for number in 0..=2 {
+            let to = std::fs::read_link(proc.join("fd").join(number.to_string())).unwrap();
+            assert_eq!(to, Path::new("/dev/null"), "descriptor {number}");
+        }
+        assert_eq!(std::fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+        let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        assert_eq!(fields[3], daemon_of(place).to_string(), "it leads a session");
+        assert_eq!(fields[4], "0", "it has no terminal");
+        place.umount();
+    });
+}
+
+#[test]
+fn without_an_upper_the_mount_is_read_only_also_with_a_single_lower() {
+    as_root("without_an_upper_the_mount_is_read_only_also_with_a_single_lower", |place| {
+        place.write("a/f", "x");
+        place.dirs(&["merged"]);
+        place.run(&["mount", "-o", "lowerdir=a", "merged"]);
+        assert_eq!(place.read("merged/f"), "x");
+        let refused = std::fs::write(place.at("merged/g"), "y").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        place.umount();
+    });
+}
+
+#[test]
+fn the_same_upper_can_be_mounted_again_at_once() {
+    as_root("the_same_upper_can_be_mounted_again_at_once", |place| {
+        for round in 0..10 {
+            place.mount(&["a"]);
+            place.write(&format!("merged/{round}"), "x");
+            if round % 2 == 0 {
+                place.umount();
+            } else {
+                place.sh("umount --lazy merged");
+            }
+        }
+        assert_eq!(names(&place.at("upper")).len(), 10);
+    });
+}
+
+#[test]
+fn a_mount_in_the_foreground_ends_with_a_signal_and_leaves_nothing_mounted() {
+    as_root("a_mount_in_the_foreground_ends_with_a_signal_and_leaves_nothing_mounted", |place| {
+        place.dirs(&["a", "merged"]);
+        let mut command = place.plyfs(&["mount", "-f", "-o", "lowerdir=a", "merged"]);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        wait_until("the mount is there", || !place.mounts().is_empty());
+        place.sh(&format!("kill -TERM {}", child.id()));
+        assert!(child.wait().unwrap().success());
+        assert_eq!(place.mounts(), [""; 0]);
+    });
+}
+
+#[test]
+fn unmounting_what_is_in_use_says_so_and_can_be_done_lazily() {
+    as_root("unmounting_what_is_in_use_says_so_and_can_be_done_lazily", |place| {
+        place.write("a/f", "x");
+        place.mount(&["a"]);
+        let held = std::fs::File::open(place.at("merged/f")).unwrap();
+        assert!(fail(&mut place.plyfs(&["umount", "merged"])).contains("in use"));
+        place.run(&["umount", "--lazy", "merged"]);
+        assert_eq!(std::io::read_to_string(&held).unwrap(), "x", "who has a file open is served to the end");
+        assert_eq!(place.mounts(), [""; 0]);
+    });
+}
+
+#[test]
+fn a_mount_whose_daemon_was_killed_can_be_unmounted() {
+    as_root("a_mount_whose_daemon_was_killed_can_be_unmounted", |place| {
+        place.mount(&["a"]);
+        let daemon = daemon_of(place);
+        place.sh(&format!("kill -KILL {daemon}"));
+        wait_until("the daemon is gone", || std::fs::read_dir(place.at("merged")).is_err());
+        place.umount();
+        assert_eq!(place.mounts(), [""; 0]);
+        place.mount(&["a"]);
+        place.umount();
+    });
+}

@@ -1,0 +1,87 @@
+//! What is wrong gets one line that says what to do, a non-zero exit code, and nothing mounted.
+
+mod common;
+
+use common::{Place, as_root, fail};
+
+/// Runs the command, checks that it said these words in one line, and that nothing was mounted.
+fn refused(place: &Place, arguments: &[&str], words: &[&str]) {
+    let said = fail(&mut place.plyfs(arguments));
+    for word in words {
+        assert!(said.contains(word), "{arguments:?} said: {said}");
+    }
+    assert_eq!(place.mounts(), [""; 0], "{arguments:?}");
+}
+
+#[test]
+fn every_wrong_mount_gets_one_line_and_nothing_is_mounted() {
+    as_root("every_wrong_mount_gets_one_line_and_nothing_is_mounted", |place| {
+        place.dirs(&["a", "upper", "upper/inside", "work", "merged"]);
+        place.write("file", "x");
+        let mount =
+            |options: &str, words: &[&str]| refused(place, &["mount", "-o", options, "merged"], words);
+        mount("lowerdri=a", &["lowerdri", "lowerdir"]);
+        mount("lowerdir=a,redirect_dir=maybe", &["redirect_dir", "maybe"]);
+        mount("lowerdir=missing", &["missing", "no such directory"]);
+        mount("lowerdir=file", &["file", "is not a directory"]);
+        mount("upperdir=upper,workdir=work", &["lower"]);
+        mount("lowerdir=a,upperdir=upper", &["workdir"]);
+        mount("lowerdir=a,upperdir=upper,workdir=nowhere", &["nowhere", "no such directory"]);
+        mount("lowerdir=a,upperdir=upper,workdir=upper/inside", &["inside each other"]);
+        mount("lowerdir=a,upperdir=upper,workdir=work,metacopy=on,nfs_export=on", &["nfs_export"]);
+        refused(place, &["mount", "-o", "lowerdir=a", "nowhere"], &["nowhere"]);
+        refused(place, &["mount", "-o", "lowerdir=a", "file"], &["file"]);
+        refused(place, &["mount", "merged"], &["lowerdir=DIR"]);
+        refused(place, &["mount", "-o", "lowerdir=a,remount", "merged"], &["remount"]);
+    });
+}
+
+#[test]
+fn a_work_directory_on_another_file_system_is_refused() {
+    as_root("a_work_directory_on_another_file_system_is_refused", |place| {
+        place.dirs(&["a", "upper", "elsewhere", "merged"]);
+        place.sh("mount -t tmpfs none elsewhere && mkdir elsewhere/work");
+        let options = "lowerdir=a,upperdir=upper,workdir=elsewhere/work";
+        let said = fail(&mut place.plyfs(&["mount", "-o", options, "merged"]));
+        assert!(said.contains("same mount"), "{said}");
+        assert!(!place.mounts().iter().any(|line| line.contains("plyfs ")), "{:?}", place.mounts());
+        place.sh("umount elsewhere");
+    });
+}
+
+#[test]
+fn an_upper_in_use_is_refused() {
+    as_root("an_upper_in_use_is_refused", |place| {
+        place.mount(&["a"]);
+        place.dirs(&["work2", "merged2"]);
+        let options = "lowerdir=a,upperdir=upper,workdir=work2";
+        let said = fail(&mut place.plyfs(&["mount", "-o", options, "merged2"]));
+        assert!(said.contains("in use by another mount"), "{said}");
+        assert_eq!(place.mounts().len(), 1);
+        place.umount();
+    });
+}
+
+#[test]
+fn other_commands_say_what_is_wrong_as_well() {
+    let place = Place::new();
+    place.dirs(&["a", "upper"]);
+    refused(&place, &["umount", "a"], &["no plyfs is mounted here"]);
+    refused(&place, &["umount", "missing/x"], &["missing/x", "cannot find it"]);
+    refused(&place, &["diff", "missing", "--lower", "a"], &["missing"]);
+    refused(&place, &["diff", "upper", "--lower", "missing"], &["missing", "no such directory"]);
+    refused(&place, &["commit", "upper", "--onto", "missing"], &["missing"]);
+    refused(&place, &["commit", "upper", "--onto", "a", "--json"], &["--yes or --dry-run"]);
+    refused(&place, &["features", "--upper", "missing"], &["missing", "--upper"]);
+}
+
+#[test]
+fn a_commit_that_nobody_can_be_asked_about_changes_nothing() {
+    let place = Place::new();
+    place.write("a/f", "old");
+    place.write("upper/f", "newer");
+    let mut command = place.plyfs(&["commit", "upper", "--onto", "a"]);
+    let said = fail(command.stdin(std::process::Stdio::null()));
+    assert!(said.contains("--yes"), "{said}");
+    assert_eq!(place.read("a/f"), "old");
+}
