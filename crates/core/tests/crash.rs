@@ -15,6 +15,8 @@ mod view;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use plyfs_core::{Caller, Errno, NodeId, Overlay, SetAttr, Settings, Time, TimeSet};
@@ -714,19 +716,31 @@ fn fail(operation: &Operation, options: &'static str, reference: &Reference, nth
     assert_eq!(served, found, "{what}: served | on disk\n{}", difference(&served, &found));
 }
 
+/// How many operations are tried at once: most of the time goes by in waiting for mounts to be taken down.
+const WORKERS: usize = 4;
+
 fn run_all(options: &'static str) {
     let operations = operations(options);
-    let mut runs = 0;
-    let mut broken = Vec::new();
-    for operation in &operations {
-        // The others are tried all the same.
-        let done = std::panic::catch_unwind(|| interrupt_everywhere(operation, options));
-        match done {
-            Ok(count) => runs += count,
-            Err(_) => broken.push(operation.name),
+    let (next, points) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let broken = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..WORKERS {
+            scope.spawn(|| {
+                while let Some(operation) = operations.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // The others are tried all the same.
+                    match std::panic::catch_unwind(|| interrupt_everywhere(operation, options)) {
+                        Ok(count) => {
+                            points.fetch_add(count, Ordering::Relaxed);
+                        }
+                        Err(_) => broken.lock().unwrap().push(operation.name),
+                    }
+                }
+            });
         }
-    }
-    eprintln!("{} operations, each interrupted at every one of {runs} points together", operations.len());
+    });
+    let broken = broken.into_inner().unwrap();
+    let (count, points) = (operations.len(), points.into_inner());
+    eprintln!("{count} operations, interrupted at {points} points");
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
