@@ -136,6 +136,14 @@ impl Overlay {
             cacheable: true,
         };
         self.present(node, stat, &mut attr);
+        if let Body::Leaf(leaf) = &node.body
+            && leaf.index_entry().is_some()
+        {
+            match self.upper_object(node).and_then(|object| self.union_nlink(leaf, &object)) {
+                Ok(count) => attr.nlink = count,
+                Err(error) => tracing::debug!(%error, "the link count of an indexed file"),
+            }
+        }
         attr
     }
 
@@ -211,6 +219,9 @@ impl Overlay {
         reach: impl Fn(&plyfs_sys::DirMut, Name<'_>) -> Result<R>,
         stat: impl Fn(&R) -> Result<Stat>,
     ) -> Result<R> {
+        if let Some(entry) = leaf.index_entry() {
+            return reach(self.index_dir()?, entry.as_name());
+        }
         let expected = leaf.upper.get().map(|upper| upper.ino);
         let mut locked = false;
         loop {

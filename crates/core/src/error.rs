@@ -69,6 +69,16 @@ pub enum AssembleError {
         /// The work directory.
         path: PathBuf,
     },
+    /// The upper belongs to other layers.
+    #[error(
+        "upperdir {upper:?} and workdir {work:?} were used with another lowerdir or with each other's copies, which index=on forbids; use the original layers, or mount with index=off"
+    )]
+    Stale {
+        /// The upper directory.
+        upper: PathBuf,
+        /// The work directory.
+        work: PathBuf,
+    },
     /// Options that exclude each other, or that need a privilege.
     #[error("{0}")]
     Options(String),

@@ -24,6 +24,7 @@
 //! ```text
 //! Node::copy_up           one copy-up of this inode at a time; ancestors before descendants; may be held for long
 //!   DirBody::change       a directory's names are being changed; several of them in the order of their addresses
+//!     Upper::index_changes  a name of an indexed file is made or taken away (index=on only)
 //!     Overlay::tree       readers rebuild paths of upper directories, a writer moves a directory
 //!       DirBody::state    children and listing of a directory; never held over a system call
 //!         Node::places    the names of a node
@@ -46,6 +47,7 @@ mod fd_cache;
 mod file;
 mod handle;
 mod idle;
+mod index;
 mod ino;
 mod layer;
 mod link;

@@ -46,9 +46,11 @@ impl Overlay {
         if self.has_origin(&node, leaf) {
             self.mark_impure(&parent)?;
         }
+        let _index = self.features.index.then(|| upper.index_changes.lock());
+        self.own_count(&node)?;
         link_at(upper, &file, &fd, checked, free == Free::Whiteout)?;
         let stat = file.stat()?;
-        self.table.add_link(stat.ino, node.id);
+        self.table.add_link(self.link_key(stat.ino, node.ino()), node.id);
         let mut state = dir.state.lock();
         state.changed();
         self.list_upper(&mut state, &shared, &stat);
@@ -60,7 +62,7 @@ impl Overlay {
     /// Whether an upper leaf records a lower object that it was copied from.
     pub(crate) fn has_origin(&self, node: &Arc<Node>, leaf: &Leaf) -> bool {
         match (&leaf.lower, leaf.upper.get()) {
-            (Some(lower), Some(_)) if !lower.hard_linked => true,
+            (Some(lower), Some(upper)) if !lower.hard_linked || upper.index.is_some() => true,
             (_, Some(upper)) => node.ino() != self.upper_ino(upper.ino),
             _ => false,
         }

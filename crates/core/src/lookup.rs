@@ -148,7 +148,10 @@ impl Overlay {
         let place = Place::new(Arc::clone(parent), Arc::clone(name));
         let kind = found.stat.kind();
         let linked = match &found.object {
-            Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 => Some(upper.ino),
+            Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 => {
+                Some(self.link_key(upper.ino, found.ino))
+            }
+            Object::LowerLeaf(lower) if self.is_indexed(lower) => Some(found.ino),
             _ => None,
         };
         let body = match found.object {
@@ -162,23 +165,28 @@ impl Overlay {
             node
         };
         let node = match linked {
-            Some(upper_ino) => self.link_or_insert(upper_ino, &place, make),
+            Some(key) => self.link_or_insert(key, &place, make),
             None => self.table.insert(make),
         };
         state.add_child(&self.table, name, node.id);
         node
     }
 
+    /// What the names of one file have in common. An indexed file keeps its number when it is copied up.
+    pub(crate) fn link_key(&self, upper_ino: u64, ino: u64) -> u64 {
+        if self.features.index { ino } else { upper_ino }
+    }
+
     /// All names of an upper leaf share one node.
-    fn link_or_insert(&self, upper_ino: u64, place: &Place, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
-        if let Some(node) = self.table.linked(upper_ino)
+    fn link_or_insert(&self, key: u64, place: &Place, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
+        if let Some(node) = self.table.linked(key)
             && acquire(&node)
         {
             node.add_place(place.clone());
             return node;
         }
         let node = self.table.insert(make);
-        self.table.add_link(upper_ino, node.id);
+        self.table.add_link(key, node.id);
         node
     }
 
@@ -196,10 +204,11 @@ impl Overlay {
                 }
                 pending.push((place.parent, 1));
             }
-            if let Body::Leaf(leaf) = &node.body
-                && let Some(upper) = leaf.upper.get()
-            {
-                self.table.remove_link(upper.ino, node.id);
+            if let Body::Leaf(leaf) = &node.body {
+                let upper = leaf.upper.get().map(|upper| upper.ino);
+                if self.features.index || upper.is_some() {
+                    self.table.remove_link(self.link_key(upper.unwrap_or(0), node.ino()), node.id);
+                }
             }
             self.table.remove(node.id);
         }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use plyfs_format::{Name, NameBuf, Redirect, RelPath};
+use plyfs_format::{Name, NameBuf, Private, Redirect, RelPath};
 use plyfs_sys::{Dir, Errno, FileKind, Stat};
 
 use crate::Result;
@@ -212,11 +212,15 @@ impl Overlay {
         impure: bool,
     ) -> Result<Found> {
         let mut ino = self.upper_ino(stat.ino);
-        let mut lower = None;
+        let (mut lower, mut index) = (None, None);
         // Most files have no attributes at all: one call tells, where asking for each would take two.
         if (impure || self.features.metacopy) && !fd.list_xattrs(name)?.is_empty() {
             if let Some(origin) = self.origin_ino(fd, name)? {
                 ino = origin;
+            }
+            if self.features.index && stat.nlink > 1 {
+                let origin = fd.get_xattr(name, self.namespace.name(Private::Origin))?;
+                index = self.entry_of_upper(origin.as_deref(), &stat)?;
             }
             if stat.kind() == FileKind::Regular
                 && let Some(mark) = self.upper_mark(fd, name)?
@@ -226,8 +230,19 @@ impl Overlay {
                 lower = Some(below);
             }
         }
-        let upper = UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()) };
+        let upper = UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()), index };
         Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower } })
+    }
+
+    /// A lower file whose copy was made through another of its names.
+    fn indexed_leaf(&self, lower: LowerLeaf, ino: u64, entry: NameBuf, mut stat: Stat) -> Result<Found> {
+        let is_regular = stat.kind() == FileKind::Regular;
+        let metacopy = is_regular && self.upper_mark(self.index_dir()?, entry.as_name())?.is_some();
+        if metacopy {
+            stat.blocks = self.data_blocks(&lower, stat.size)?;
+        }
+        let upper = UpperLeaf { ino: stat.ino, metacopy: metacopy.into(), index: Some(Box::new(entry)) };
+        Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower: Some(lower) } })
     }
 
     /// Searches the parent's lowers from the given position on.
@@ -263,7 +278,11 @@ impl Overlay {
                 stat.blocks = self.data_blocks(&leaf, stat.size)?;
             }
             let ino = self.lower_ino(lower.layer, stat.ino);
-            return Ok(Resolution::Found(Found { stat, ino, object: Object::LowerLeaf(leaf) }));
+            let found = match self.find_indexed(&leaf)? {
+                Some((entry, copy)) => self.indexed_leaf(leaf, ino, entry, copy)?,
+                None => Found { stat, ino, object: Object::LowerLeaf(leaf) },
+            };
+            return Ok(Resolution::Found(found));
         }
         Ok(Resolution::Absent)
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use once_cell::race::OnceBox;
 use parking_lot::Mutex;
+use plyfs_format::NameBuf;
 use plyfs_sys::{File, FileKind};
 use smallvec::SmallVec;
 
@@ -95,12 +96,14 @@ pub(crate) struct UpperLeaf {
     pub ino: u64,
     /// The upper object holds attributes only; its data is still the lower's. Goes from true to false, once.
     pub metacopy: AtomicBool,
+    /// The name of its index entry, by which it is reached. Immutable.
+    pub index: Option<Box<NameBuf>>,
 }
 
 impl UpperLeaf {
     /// An upper object that holds its data.
     pub fn whole(ino: u64) -> Self {
-        Self { ino, metacopy: AtomicBool::new(false) }
+        Self { ino, metacopy: AtomicBool::new(false), index: None }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::error::AssembleError;
 use crate::fd_cache::{FdCache, Slot};
 use crate::handle::Handles;
 use crate::idle::IdleFiles;
+use crate::index;
 use crate::ino::{FsIndex, InoSpace};
 use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::lock::{self, OrderedRw};
@@ -93,6 +94,8 @@ pub(crate) struct Features {
     pub follow_redirect_in_lower: bool,
     /// Attribute changes of lower files copy no data.
     pub metacopy: bool,
+    /// The names of a lower file with several links stay together when it is copied up.
+    pub index: bool,
     /// Lower layers are believed that their files' data lies further down.
     pub follow_metacopy_in_lower: bool,
     /// Whether the data of metadata-only files is checked against the recorded digest.
@@ -110,7 +113,7 @@ impl Features {
     fn within(self, upper: Option<&Upper>) -> Self {
         let Some(upper) = upper.filter(|upper| !upper.abilities.xattr) else { return self };
         tracing::warn!(path = %upper.path.display(), "upperdir has no attributes: no directory of a lower layer can be renamed, and inode numbers change at copy-up");
-        Self { redirect_dir: false, metacopy: false, allow_offline_changes: true, ..self }
+        Self { redirect_dir: false, metacopy: false, index: false, allow_offline_changes: true, ..self }
     }
 }
 
@@ -133,7 +136,10 @@ impl Overlay {
             Some((upper, locks)) => (Some(upper), locks),
             None => (None, Vec::new()),
         };
-        let features = options.features.within(upper.as_ref());
+        let mut features = options.features.within(upper.as_ref());
+        if let (true, Some(upper), Some(paths)) = (features.index, &upper, &spec.upper) {
+            features.index = index::prepare(upper, &paths.work, &lowers, options.namespace, features.uuid)?;
+        }
         let ino = InoSpace::new(devices.len(), spec.options.ino32);
         let show = probe::show(spec, &lowers, upper.as_ref())?;
         let table = NodeTable::default();

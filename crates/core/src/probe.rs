@@ -49,6 +49,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
         follow_redirect_in_upper: follows,
         follow_redirect_in_lower: follows && effective.trust == LayerTrust::AllLayers,
         metacopy: effective.metacopy,
+        index: effective.index,
         follow_metacopy_in_lower: effective.metacopy && effective.trust == LayerTrust::AllLayers,
         verity: effective.verity,
         sync: !effective.volatile && spec.options.fsync != Some(false),
@@ -56,7 +57,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
             && !effective.metacopy
             && !creates
             && effective.xino != Xino::On,
-        uuid: !matches!(effective.uuid, UuidMode::Off | UuidMode::Null),
+        uuid: effective.uuid != UuidMode::Off,
     };
     Ok(Options { namespace: effective.namespace, features, volatile: effective.volatile })
 }
@@ -177,8 +178,23 @@ pub(crate) fn upper(
         mark_volatile(&work).map_err(fail_work)?;
     }
     fs_index(devices, &stat);
-    let upper = Upper::new(root, work, paths.upper.clone(), abilities, settings.faults.clone());
+    let mut upper = Upper::new(root, work, paths.upper.clone(), abilities, settings.faults.clone());
+    if options.features.index && abilities.xattr {
+        upper.index = Some(open_index(&workdir).map_err(fail_work)?);
+    }
     Ok((upper, locks))
+}
+
+/// `workdir/index`, made at the first mount with an index and kept.
+fn open_index(workdir: &DirMut) -> Result<DirMut> {
+    let name = Name::new(b"index").map_err(|_| Errno::INVAL)?;
+    match workdir.create_dir(name, 0) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    let index = workdir.child_mut(name)?;
+    make_usable(&index)?;
+    Ok(index)
 }
 
 fn check_places(paths: &UpperSpec, root: &DirMut, workdir: &DirMut) -> Assembled<()> {

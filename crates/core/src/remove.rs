@@ -52,13 +52,17 @@ impl Overlay {
 
     /// Removes the node's name; false if it lost it meanwhile, so that the name must be looked up again.
     fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<bool> {
+        let upper = self.require_upper()?;
         self.ensure(parent, Depth::Metadata)?;
+        self.ensure_indexed(node)?;
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         let shared: SharedName = name.into();
         let _changes = lock_changes([parent, node]);
         if !node.has_place(parent.id, name) {
             return Ok(false);
         }
+        let _index = self.features.index.then(|| upper.index_changes.lock());
+        self.own_alias(parent, name, node)?;
         let removed = match &node.body {
             Body::Leaf(leaf) => self.remove_leaf(parent, dir, &shared, node, leaf),
             Body::Dir(body) if !self.is_empty(node, body)? => Err(Errno::NOTEMPTY),
@@ -71,6 +75,7 @@ impl Overlay {
             self.undo_leaving(parent, name, node);
         }
         removed?;
+        self.drop_unused_entry(node);
         self.forget_name(parent, dir, name, node);
         Ok(true)
     }

@@ -89,6 +89,7 @@ impl Overlay {
 
     /// Renames; false if one of the names came to mean something else meanwhile, so that both must be looked up again.
     fn rename_ends(&self, old: &End, new: &End, flags: RenameFlags) -> Result<bool> {
+        let upper = self.require_upper()?;
         let moved = old.node.as_ref().ok_or(Errno::NOENT)?;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         if !self.check_ends(old, new, moved, flags)? {
@@ -100,6 +101,9 @@ impl Overlay {
             self.ensure(other, Depth::Metadata)?;
         }
         let replaced = new.node.as_ref().filter(|_| !exchange);
+        if let Some(replaced) = replaced {
+            self.ensure_indexed(replaced)?;
+        }
         let _changes = lock_changes([&old.parent, &new.parent].into_iter().chain(replaced));
         for end in [old, new] {
             if end.dir()?.state.lock().removed {
@@ -107,6 +111,12 @@ impl Overlay {
             }
             if end.node.as_ref().is_some_and(|node| !node.has_place(end.parent.id, &end.name)) {
                 return Ok(false);
+            }
+        }
+        let _index = self.features.index.then(|| upper.index_changes.lock());
+        for end in [old, new] {
+            if let Some(node) = &end.node {
+                self.own_alias(&end.parent, &end.name, node)?;
             }
         }
         match new.node.as_ref() {
@@ -168,6 +178,7 @@ impl Overlay {
         match prepared.and_then(|_| self.rename_over(old, new, moved)) {
             Ok(tree) => {
                 if let Some(other) = other {
+                    self.drop_unused_entry(other);
                     self.forget_name(&new.parent, new.dir()?, &new.name, other);
                 }
                 self.move_name(old, new, moved)?;

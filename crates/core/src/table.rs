@@ -17,7 +17,8 @@ use crate::object::NodeId;
 pub(crate) struct NodeTable {
     slots: RwLock<Slots>,
     hasher: RandomState,
-    /// Nodes of upper leaves with several names, by the upper's inode number, so that all names share one node.
+    /// Nodes of leaves with several names, by the upper's inode number (with an index, by the one that is shown), so that
+    /// all names share one node.
     links: Mutex<HashMap<u64, NodeId>>,
 }
 

@@ -26,6 +26,11 @@ pub(crate) struct Upper {
     pub work: DirMut,
     /// As the user wrote it, for messages.
     pub path: PathBuf,
+    /// `workdir/index`, with `index=on`.
+    pub index: Option<DirMut>,
+    /// Held while a name of an indexed file is made or taken away: its link count is read and written meanwhile. Taken
+    /// after the parents' change locks.
+    pub index_changes: parking_lot::Mutex<()>,
     /// What its file system can do.
     pub abilities: Abilities,
     pub temporaries: Temporaries,
@@ -72,7 +77,17 @@ pub(crate) enum New<'a> {
 
 impl Upper {
     pub fn new(root: DirMut, work: DirMut, path: PathBuf, abilities: Abilities, faults: Faults) -> Self {
-        Self { root, work, path, abilities, temporaries: Temporaries::default(), faults }
+        let index_changes = parking_lot::Mutex::new(());
+        Self {
+            root,
+            work,
+            path,
+            index: None,
+            index_changes,
+            abilities,
+            temporaries: Temporaries::default(),
+            faults,
+        }
     }
 
     /// Creates an object owned by the caller; a file is returned open for reading and writing.

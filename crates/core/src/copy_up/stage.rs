@@ -12,7 +12,7 @@ use super::Depth;
 use super::meta::LowerObject;
 use crate::Result;
 use crate::directory::{DirBody, UpperDir};
-use crate::node::{Leaf, LowerLeaf, Node, UpperLeaf};
+use crate::node::{Leaf, LowerLeaf, Node, Place, UpperLeaf};
 use crate::overlay::Overlay;
 use crate::upper::{New, Upper, UpperObject};
 
@@ -141,7 +141,7 @@ impl Overlay {
             };
             self.fill(lower, from.stat.size, file, keep)?;
         }
-        self.copy_metadata(from, &object, !lower.hard_linked)?;
+        self.copy_metadata(from, &object, !lower.hard_linked || self.is_indexed(lower))?;
         if self.features.sync && !metacopy {
             upper.sync(file, false)?;
         }
@@ -161,7 +161,8 @@ impl Overlay {
         upper.create_as_mounter(&upper.work, name, (from.stat.mode & S_IFMT) | 0o600, new)?;
         let finish = || {
             let file = Arc::new(upper.work.open_path_mut(name)?);
-            self.copy_metadata(from, &UpperObject::Leaf(Arc::clone(&file)), !lower.hard_linked)?;
+            let with_origin = !lower.hard_linked || self.is_indexed(lower);
+            self.copy_metadata(from, &UpperObject::Leaf(Arc::clone(&file)), with_origin)?;
             let ino = file.stat()?.ino;
             Ok((file, ino))
         };
@@ -180,6 +181,9 @@ impl Overlay {
         let seen = node.place();
         let guard = seen.as_ref().and_then(|place| place.parent.as_dir()).map(|dir| dir.change.lock());
         let place = seen.as_ref().filter(|place| node.has_place(place.parent.id, &place.name));
+        if leaf.lower.as_ref().is_some_and(|lower| self.is_indexed(lower)) {
+            return self.publish_indexed(node, leaf, staged, place);
+        }
         match place {
             Some(place) => self.publish(&place.parent, |to| {
                 let name = Name::new(&place.name).map_err(|_| Errno::IO)?;
@@ -193,7 +197,7 @@ impl Overlay {
             None if guard.is_some() && node.place().is_some() => return Err(Errno::AGAIN),
             None => self.keep_unnamed(upper, leaf, staged)?,
         }
-        let state = UpperLeaf { ino: staged.ino, metacopy: AtomicBool::new(staged.metacopy) };
+        let state = UpperLeaf { ino: staged.ino, metacopy: AtomicBool::new(staged.metacopy), index: None };
         leaf.upper.set(Box::new(state)).map_err(|_| Errno::IO)?;
         if leaf.lower.as_ref().is_some_and(|lower| lower.hard_linked) {
             node.set_ino(self.upper_ino(staged.ino));
@@ -202,6 +206,26 @@ impl Overlay {
             self.mark_listed_upper(dir, name);
         }
         Ok(())
+    }
+
+    /// Publishes a copy for all its names: in the index first, then under the name that is known.
+    fn publish_indexed(
+        &self,
+        node: &Arc<Node>,
+        leaf: &Leaf,
+        staged: &Staged,
+        place: Option<&Place>,
+    ) -> Result<()> {
+        let upper = self.require_upper()?;
+        let object = UpperObject::Leaf(Arc::clone(&staged.file));
+        let _index = upper.index_changes.lock();
+        let entry = self.publish_in_index(leaf, &object, staged.temporary.as_ref().map(NameBuf::as_name))?;
+        let state = UpperLeaf { ino: staged.ino, metacopy: staged.metacopy.into(), index: Some(entry) };
+        leaf.upper.set(Box::new(state)).map_err(|_| Errno::IO)?;
+        match place {
+            Some(place) => self.own_alias(&place.parent, &place.name, node),
+            None => Ok(()),
+        }
     }
 
     fn keep_unnamed(&self, upper: &Upper, leaf: &Leaf, staged: &Staged) -> Result<()> {
@@ -214,7 +238,11 @@ impl Overlay {
 
     /// Publishes a copy in its parent: the parent is marked impure before, and keeps its times where that can be. Once
     /// this returns an error, nothing was published.
-    fn publish(&self, parent: &Arc<Node>, publish: impl FnOnce(&DirMut) -> Result<()>) -> Result<()> {
+    pub(crate) fn publish(
+        &self,
+        parent: &Arc<Node>,
+        publish: impl FnOnce(&DirMut) -> Result<()>,
+    ) -> Result<()> {
         let upper = self.require_upper()?;
         let dir = self.upper_dir(parent)?;
         self.mark_impure(parent)?;
