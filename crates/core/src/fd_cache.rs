@@ -81,6 +81,13 @@ impl FdCache {
         Self { ring: Mutex::new(VecDeque::new()), capacity: capacity.max(16) }
     }
 
+    /// Forgets slots that are gone: what little is kept of each would hold a page of memory.
+    pub fn purge(&self) {
+        let mut ring = self.ring.lock();
+        ring.retain(|slot| slot.strong_count() > 0);
+        ring.shrink_to_fit();
+    }
+
     fn add(&self, slot: Weak<dyn Evict>) {
         let mut victims = Vec::new();
         {

@@ -245,6 +245,8 @@ impl Overlay {
         let peak = self.peak.fetch_max(live, Ordering::Relaxed).max(live);
         if peak > WORTH_IT && live < peak / 2 {
             self.peak.store(live, Ordering::Relaxed);
+            self.cache.purge();
+            self.listings.purge();
             plyfs_sys::malloc::trim();
         }
     }

@@ -41,6 +41,16 @@ struct Cached {
     entries: usize,
 }
 
+impl ListingBudget {
+    /// Forgets directories that are gone: what little is kept of each would hold a page of memory.
+    pub fn purge(&self) {
+        let mut cached = self.cached.lock();
+        cached.listings.retain(|(node, _)| node.strong_count() > 0);
+        cached.listings.shrink_to_fit();
+        cached.entries = cached.listings.iter().map(|(_, entries)| entries + 1).sum();
+    }
+}
+
 impl Overlay {
     /// Lists a directory from a cookie on (0 is the start) until the sink is full; `.` and `..` are included. With
     /// `with_entries` each entry carries its node and attributes, which counts as a lookup.
