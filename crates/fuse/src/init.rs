@@ -104,7 +104,8 @@ const WANTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::HANDLE_KILLPRIV_V2)
     .union(InitFlags::SETXATTR_EXT)
     .union(InitFlags::INIT_EXT)
-    .union(InitFlags::DIRECT_IO_ALLOW_MMAP);
+    .union(InitFlags::DIRECT_IO_ALLOW_MMAP)
+    .union(InitFlags::ALLOW_IDMAP);
 
 #[cfg(test)]
 mod tests {

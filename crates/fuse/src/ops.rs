@@ -4,7 +4,7 @@
 //! path of open files `iomode`'s, and sending is `reply`'s.
 
 use plyfs_core::{Attr, Caller, Data, Entry, HandleId, NodeId, Opened, Overlay, SetAttr, Time, TimeSet};
-use plyfs_sys::Errno;
+use plyfs_sys::{Errno, creds};
 
 use crate::abi::{FMODE_EXEC, OpenFlags, SetAttrValid};
 use crate::channel::{Channel, Memory};
@@ -334,9 +334,29 @@ impl Operations {
             }
             Request::RemoveXattr { name } => overlay.remove_xattr(node, name).map(done),
             Request::GetXattr { name, size } => sized(&overlay.get_xattr(node, name)?, size, out),
-            Request::ListXattr { size } => sized(&overlay.list_xattr(&caller(header, 0), node)?, size, out),
+            Request::ListXattr { size } => self.list_xattr(header, node, size, out),
             _ => Err(Errno::NOSYS),
         }
+    }
+}
+
+impl Operations {
+    /// Since mounts can be idmapped the kernel tells the caller's ids only for creations; who may see `trusted.*` is found
+    /// out where there is such a name.
+    fn list_xattr(&self, header: &Header, node: NodeId, size: u32, out: &mut Output) -> Outcome {
+        let as_root = Caller { uid: 0, ..caller(header, 0) };
+        let mut names = self.overlay.list_xattr(&as_root, node)?;
+        let trusted = |name: &&[u8]| name.starts_with(b"trusted.");
+        if names.split(|byte| *byte == 0).any(|name| trusted(&name))
+            && !creds::task_has_cap_sys_admin_init(header.pid)
+        {
+            names = names
+                .split_inclusive(|byte| *byte == 0)
+                .filter(|name| !trusted(name))
+                .collect::<Vec<_>>()
+                .concat();
+        }
+        sized(&names, size, out)
     }
 }
 

@@ -16,6 +16,9 @@ use plyfs_format::StackSpec;
 use plyfs_fuse::{MountOptions, Running, Session};
 use tempfile::TempDir;
 
+/// Set where the tests run as somebody else than who started them.
+const AGAIN: &str = "PLYFS_TESTS_AGAIN";
+
 /// A mount of one lower and one upper, and the directories it is made of.
 struct Fixture {
     running: Option<Running>,
@@ -361,8 +364,86 @@ fn a_mapping_that_is_written_shows_in_the_times_and_in_later_reads() {
 }
 
 #[test]
+fn trusted_attributes_are_listed_to_the_privileged_alone() {
+    if !is_root() || std::env::var_os(AGAIN).is_some() {
+        eprintln!("skipped: only root may set trusted attributes");
+        return;
+    }
+    let Some(fixture) =
+        Fixture::new(|lower| fs::write(lower.join("file"), "").expect("write"), &MountOptions::default())
+    else {
+        return;
+    };
+    fs::set_permissions(fixture.root.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let file = fixture.merged("file");
+    let script = "import os, sys; f = sys.argv[1]; os.setxattr(f, 'user.seen', b'1'); \
+                  os.setxattr(f, 'trusted.seen', b'1'); all = os.listxattr(f); \
+                  assert 'trusted.seen' in all and 'user.seen' in all, all; os.chmod(f, 0o644); os.setuid(65534); \
+                  all = os.listxattr(f); assert all == ['user.seen'], all";
+    let Some(done) = command("python3", &["-c", script, file.to_str().expect("path")]) else { return };
+    assert!(done);
+}
+
+#[test]
+fn a_mount_can_be_idmapped() {
+    if !is_root() || std::env::var_os(AGAIN).is_some() {
+        eprintln!("skipped: only root may map ids");
+        return;
+    }
+    let Some(fixture) = Fixture::new(
+        |lower| {
+            fs::write(lower.join("mine"), "").expect("write");
+            std::os::unix::fs::chown(lower.join("mine"), Some(1000), Some(1000)).expect("chown");
+        },
+        &MountOptions::default(),
+    ) else {
+        return;
+    };
+    std::os::unix::fs::chown(fixture.path("merged"), Some(1000), Some(1000)).expect("chown");
+    // What user 1000 owns below is root's here.
+    let mut child = std::process::Command::new("unshare")
+        .args(["--user", "sh", "-c", "read line"])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .expect("unshare");
+    let proc = PathBuf::from(format!("/proc/{}", child.id()));
+    let own = fs::read_link("/proc/self/ns/user").expect("namespace");
+    while fs::read_link(proc.join("ns/user")).expect("namespace") == own {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs::write(proc.join("uid_map"), "1000 0 1").expect("map");
+    fs::write(proc.join("gid_map"), "1000 0 1").expect("map");
+    let namespace = File::open(proc.join("ns/user")).expect("namespace");
+    let target = fixture.path("mapped");
+    fs::create_dir(&target).expect("mkdir");
+    let dir = File::open("/").expect("open");
+    let tree = plyfs_sys::mount::open_tree(
+        &dir,
+        &fixture.path("merged"),
+        plyfs_sys::mount::OpenTreeFlags::OPEN_TREE_CLONE,
+    )
+    .expect("open_tree");
+    let attributes = plyfs_sys::mount::MountAttributes {
+        idmap: Some(std::os::fd::AsFd::as_fd(&namespace)),
+        ..Default::default()
+    };
+    plyfs_sys::mount::set_attributes(&tree, &attributes, false).expect("mount_setattr");
+    plyfs_sys::mount::attach(&tree, &dir, &target).expect("move_mount");
+    let mapped = Unmount(target.clone());
+    let seen = fs::metadata(target.join("mine")).expect("stat");
+    assert_eq!((seen.uid(), seen.gid()), (0, 0));
+    fs::write(target.join("new"), "").expect("create");
+    std::os::unix::fs::chown(target.join("mine"), Some(0), Some(0)).expect("chown");
+    assert_eq!(fs::metadata(target.join("new")).expect("stat").uid(), 0);
+    drop(mapped);
+    let below = fs::metadata(fixture.path("upper/new")).expect("stat");
+    assert_eq!((below.uid(), below.gid()), (1000, 1000));
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+}
+
+#[test]
 fn everything_holds_in_a_user_namespace_and_for_an_ordinary_user() {
-    const AGAIN: &str = "PLYFS_TESTS_AGAIN";
     if std::env::var_os(AGAIN).is_some() {
         return;
     }
@@ -403,6 +484,15 @@ fn everything_holds_in_a_user_namespace_and_for_an_ordinary_user() {
 
 fn is_root() -> bool {
     fs::metadata("/proc/self").expect("proc").uid() == 0
+}
+
+/// A mount that a test made: left over, it would keep the session from ending.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        plyfs_sys::mount::unmount_detached(&self.0).expect("unmount");
+    }
 }
 
 /// Whether a program succeeded; `None` where it is missing.

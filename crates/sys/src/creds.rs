@@ -14,6 +14,7 @@
 use std::cell::RefCell;
 
 use rustix::fs::{Gid, Mode};
+use rustix::process::Pid;
 use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, UnshareFlags};
 
 use crate::{Errno, Result};
@@ -244,6 +245,17 @@ impl ThreadCreds {
 #[must_use]
 pub fn has_cap_sys_admin_init() -> bool {
     in_initial_userns() && has_capability(CapabilitySet::SYS_ADMIN)
+}
+
+/// As [`has_cap_sys_admin_init`], of another thread; false where that cannot be found out.
+#[must_use]
+pub fn task_has_cap_sys_admin_init(tid: u32) -> bool {
+    let namespace = rustix::fs::stat(format!("/proc/{tid}/ns/user"));
+    let pid = i32::try_from(tid).ok().and_then(Pid::from_raw);
+    pid.is_some()
+        && namespace.is_ok_and(|stat| stat.st_ino == INITIAL_USERNS_INO)
+        && rustix::thread::capabilities(pid)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// Whether the process is in the initial user namespace (user_namespaces(7)); false where `/proc` does not tell.
