@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::snapshotter::SnapshotterArgs;
 use crate::trial::StageArgs;
 
 /// OverlayFS in userspace: a union of read-only directories under one writable directory.
@@ -46,6 +47,8 @@ pub enum Command {
     Features(FeaturesArgs),
     /// A tour of two minutes: layers, copy-up, whiteouts, renames
     Demo(DemoArgs),
+    /// Serve containerd's snapshot API (a proxy plugin)
+    Snapshotter(SnapshotterArgs),
     /// Show the version
     Version(VersionArgs),
     /// Print the completions of a shell

@@ -15,6 +15,7 @@ mod manual;
 mod mount;
 mod paint;
 mod registry;
+mod snapshotter;
 mod store;
 mod trial;
 mod umount;
@@ -68,6 +69,7 @@ fn run_own(command: Command, out: &mut dyn Write) -> Outcome<u8> {
         Command::Commit(args) => done(commit::run(&args, out)),
         Command::Features(args) => done(features::show(&args, out)),
         Command::Demo(args) => done(demo::run(&args, out)),
+        Command::Snapshotter(args) => done(snapshotter::run(&args)),
         Command::Version(args) => done(version::show(args.json, out)),
         Command::Completions { shell } => done(manual::completions(shell, out)),
         Command::Man { directory } => done(manual::man(directory.as_deref(), out)),
