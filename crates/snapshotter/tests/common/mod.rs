@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
+pub mod process;
+
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
@@ -14,6 +16,7 @@ use plyfs_snapshotter::proto::snapshots as api;
 use plyfs_snapshotter::proto::types::Mount;
 use plyfs_snapshotter::{Backend, Config, Options, Server};
 use plyfs_sys::mount::{self, MountFlags, Parameter};
+use plyfs_testkit::need::Need;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -22,13 +25,9 @@ use tonic::{Code, Status};
 pub type Client = api::snapshots_client::SnapshotsClient<Channel>;
 pub type Labels = BTreeMap<String, String>;
 
-/// Why a test cannot run here, printed; none if it can.
+/// Says what is missing to mount overlays here; see [`plyfs_testkit::need`].
 pub fn cannot_mount() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: mounting needs root");
-    }
-    !root
+    !plyfs_testkit::need::met(&[Need::Root, Need::Filesystem("overlay")])
 }
 
 /// A snapshotter that is served on a socket, in this process.
