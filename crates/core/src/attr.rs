@@ -34,6 +34,7 @@ impl Overlay {
     pub fn setattr(&self, _: &Caller, node: NodeId, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
         let node = self.node(node)?;
         let upper = self.require_upper()?;
+        self.may_change(&node, set)?;
         let depth = match set.size {
             Some(size) => Depth::Data { keep: size },
             None => Depth::Metadata,

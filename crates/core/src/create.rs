@@ -147,6 +147,7 @@ impl Overlay {
         let caller = &self.show.creator(wanted.caller)?;
         let wanted = Wanted { caller, ..wanted };
         self.ensure(&parent, Depth::Metadata)?;
+        self.may_add_names(&parent)?;
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         let shared: SharedName = name.into();
         let _change = dir.change.lock();

@@ -17,6 +17,7 @@ use crate::listing::Listing;
 use crate::lock::{self, Guard, Ordered};
 use crate::node::Node;
 use crate::object::NodeId;
+use crate::protect::Protection;
 use crate::table::NodeTable;
 
 /// What a directory node knows beyond other nodes.
@@ -41,6 +42,8 @@ pub(crate) struct UpperDir {
     pub opaque: AtomicBool,
     /// Entries may be copies of lower objects, so their `origin` must be asked for. Atomic; only ever set.
     pub impure: AtomicBool,
+    /// Append-only or immutable.
+    pub protection: Protection,
     /// Whether it holds `.wh.` names.
     pub oci_marks: OciMarks,
     /// The redirect recorded on disk.

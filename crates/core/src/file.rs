@@ -31,6 +31,7 @@ impl Overlay {
         let truncates = flags.contains(OFlags::TRUNC);
         let writes = truncates || (flags & OFlags::ACCMODE) != OFlags::RDONLY;
         if writes {
+            self.may_open_for_writing(&node, flags)?;
             let depth = if truncates { Depth::Data { keep: 0 } } else { Depth::ALL };
             self.ensure(&node, depth)?;
         }

@@ -61,6 +61,7 @@ mod object;
 mod overlay;
 mod owner;
 mod probe;
+mod protect;
 mod readdir;
 mod redirect;
 mod remove;

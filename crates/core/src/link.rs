@@ -32,8 +32,10 @@ impl Overlay {
         if whiteout::is_reserved(checked) {
             return Err(Errno::INVAL);
         }
+        self.may_alter(&node)?;
         self.ensure(&node, Depth::Metadata)?;
         self.ensure(&parent, Depth::Metadata)?;
+        self.may_add_names(&parent)?;
         self.redirect_metacopy(&node, leaf, false, || self.upper_object(&node))?;
         // Opened before the parent is locked: it may have to wait for a rename.
         let object = self.upper_object(&node)?;

@@ -16,6 +16,7 @@ use crate::layer::LayerDir;
 use crate::listing::{Listed, Listing};
 use crate::node::{LowerLeaf, Node, SharedName, UpperLeaf};
 use crate::overlay::Overlay;
+use crate::protect::{self, Protection};
 use crate::whiteout::{self, DirMarks};
 
 /// Directories merged from more lowers than this are resolved through their listing: one pass over the layers then
@@ -212,9 +213,16 @@ impl Overlay {
         impure: bool,
     ) -> Result<Found> {
         let mut ino = self.upper_ino(stat.ino);
-        let (mut lower, mut index) = (None, None);
+        let (mut lower, mut index, mut protection) = (None, None, Protection::default());
         // Most files have no attributes at all: one call tells, where asking for each would take two.
-        if (impure || self.features.metacopy) && !fd.list_xattrs(name)?.is_empty() {
+        let names = if impure || self.features.metacopy { fd.list_xattrs(name)? } else { Vec::new() };
+        if !names.is_empty() {
+            let protattr = self.namespace.name(Private::Protattr);
+            if names.split(|byte| *byte == 0).any(|name| name == protattr.to_bytes()) {
+                let value = fd.get_xattr(name, protattr)?;
+                protection =
+                    Protection::new(value.map_or_else(Default::default, |value| protect::parse(&value)));
+            }
             if let Some(origin) = self.origin_ino(fd, name)? {
                 ino = origin;
             }
@@ -230,18 +238,22 @@ impl Overlay {
                 lower = Some(below);
             }
         }
-        let upper = UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()), index };
+        let upper =
+            UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()), index, protection };
         Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower } })
     }
 
     /// A lower file whose copy was made through another of its names.
     fn indexed_leaf(&self, lower: LowerLeaf, ino: u64, entry: NameBuf, mut stat: Stat) -> Result<Found> {
         let is_regular = stat.kind() == FileKind::Regular;
+        let value = self.index_dir()?.get_xattr(entry.as_name(), self.namespace.name(Private::Protattr))?;
+        let protection = Protection::new(value.map_or_else(Default::default, |value| protect::parse(&value)));
         let metacopy = is_regular && self.upper_mark(self.index_dir()?, entry.as_name())?.is_some();
         if metacopy {
             stat.blocks = self.data_blocks(&lower, stat.size)?;
         }
-        let upper = UpperLeaf { ino: stat.ino, metacopy: metacopy.into(), index: Some(Box::new(entry)) };
+        let upper =
+            UpperLeaf { ino: stat.ino, metacopy: metacopy.into(), index: Some(Box::new(entry)), protection };
         Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower: Some(lower) } })
     }
 
@@ -271,6 +283,7 @@ impl Overlay {
                 dir: Arc::clone(lower),
                 name: Arc::clone(name),
                 hard_linked: stat.nlink > 1,
+                protection: protect::of_lower(&stat),
                 data: None,
             };
             if let Some(mark) = self.lower_mark(&fd, checked, &stat)? {

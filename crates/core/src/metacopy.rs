@@ -128,7 +128,8 @@ impl Overlay {
             let shared: SharedName = name.as_bytes().into();
             let more = self.lower_mark(&fd, name, &stat)?.is_some();
             let place = DataPlace::Merged { dir: Arc::clone(&dir), name: Arc::clone(&shared) };
-            let found = LowerLeaf { dir, name: shared, hard_linked: stat.nlink > 1, data: None };
+            let protection = crate::protect::of_lower(&stat);
+            let found = LowerLeaf { dir, name: shared, hard_linked: stat.nlink > 1, protection, data: None };
             let leaf = top.take().unwrap_or(found);
             if !more {
                 return Ok(with_data(leaf, place));

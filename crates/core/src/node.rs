@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use once_cell::race::OnceBox;
 use parking_lot::Mutex;
-use plyfs_format::NameBuf;
+use plyfs_format::{NameBuf, Protattr};
 use plyfs_sys::{File, FileKind};
 use smallvec::SmallVec;
 
@@ -17,6 +17,7 @@ use crate::layer::LayerDir;
 use crate::lock::{self, Ordered};
 use crate::metacopy::LowerData;
 use crate::object::NodeId;
+use crate::protect::Protection;
 
 /// A shared name: one allocation serves the node, its lower object and the listing.
 pub(crate) type SharedName = Arc<[u8]>;
@@ -85,6 +86,8 @@ pub(crate) struct LowerLeaf {
     pub name: SharedName,
     /// Links of the lower inode: above one, copy-up breaks the link and the inode number changes.
     pub hard_linked: bool,
+    /// Append-only or immutable.
+    pub protection: Protattr,
     /// Where its data lies, if not in itself.
     pub data: Option<Arc<LowerData>>,
 }
@@ -98,12 +101,14 @@ pub(crate) struct UpperLeaf {
     pub metacopy: AtomicBool,
     /// The name of its index entry, by which it is reached. Immutable.
     pub index: Option<Box<NameBuf>>,
+    /// Append-only or immutable.
+    pub protection: Protection,
 }
 
 impl UpperLeaf {
     /// An upper object that holds its data.
     pub fn whole(ino: u64) -> Self {
-        Self { ino, metacopy: AtomicBool::new(false), index: None }
+        Self { ino, metacopy: AtomicBool::new(false), index: None, protection: Protection::default() }
     }
 }
 

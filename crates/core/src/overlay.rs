@@ -25,6 +25,7 @@ use crate::lock::{self, OrderedRw};
 use crate::node::{Body, Node};
 use crate::owner::Owners;
 use crate::probe;
+use crate::protect::Protection;
 use crate::readdir::ListingBudget;
 use crate::show::Show;
 use crate::table::NodeTable;
@@ -294,6 +295,7 @@ impl UpperDir {
         Self {
             redirect: Mutex::new(redirect),
             oci_marks: OciMarks::default(),
+            protection: Protection::new(marks.protection),
             ..Self::made(marks.opaque, marks.impure)
         }
     }
@@ -304,6 +306,7 @@ impl UpperDir {
             slot: Slot::empty(),
             opaque: opaque.into(),
             impure: impure.into(),
+            protection: Protection::default(),
             oci_marks: OciMarks::none(),
             redirect: Mutex::new(None),
             removed: std::sync::OnceLock::new(),

@@ -54,6 +54,8 @@ impl Overlay {
     fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<bool> {
         let upper = self.require_upper()?;
         self.ensure(parent, Depth::Metadata)?;
+        self.may_alter(parent)?;
+        self.may_alter(node)?;
         self.ensure_indexed(node)?;
         let dir = parent.as_dir().ok_or(Errno::NOTDIR)?;
         let shared: SharedName = name.into();

@@ -101,6 +101,10 @@ impl Overlay {
             self.ensure(other, Depth::Metadata)?;
         }
         let replaced = new.node.as_ref().filter(|_| !exchange);
+        for node in [Some(moved), new.node.as_ref(), Some(&old.parent)].into_iter().flatten() {
+            self.may_alter(node)?;
+        }
+        self.may_add_names(&new.parent)?;
         if let Some(replaced) = replaced {
             self.ensure_indexed(replaced)?;
         }

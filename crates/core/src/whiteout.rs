@@ -4,7 +4,7 @@
 //! attribute in a directory whose `opaque` is `x`; `.wh.NAME` and `.wh..wh..opq`, which fuse-overlayfs and image
 //! layers written through it hold. The kernel's counterparts are `ovl_path_is_whiteout` and `ovl_is_opaquedir`.
 
-use plyfs_format::{Name, Namespace, Private, Redirect, whiteout as oci};
+use plyfs_format::{Name, Namespace, Private, Protattr, Redirect, whiteout as oci};
 use plyfs_sys::{Dir, Errno, FileKind, Stat};
 
 use crate::Result;
@@ -18,6 +18,8 @@ pub(crate) struct DirMarks {
     pub xwhiteouts: bool,
     /// It may hold copies of lower objects.
     pub impure: bool,
+    /// It is append-only or immutable.
+    pub protection: Protattr,
     /// Layers below have it under another name.
     pub redirect: Option<Redirect>,
 }
@@ -85,6 +87,9 @@ impl DirMarks {
             _ => {}
         }
         marks.opaque |= value(c"user.fuseoverlayfs.opaque")?.as_deref() == Some(b"y");
+        if let Some(value) = value(ns.name(Private::Protattr))? {
+            marks.protection = crate::protect::parse(&value);
+        }
         marks.impure = value(ns.name(Private::Impure))?.as_deref() == Some(b"y");
         if let Some(redirect) = value(ns.name(Private::Redirect))? {
             marks.redirect = Some(Redirect::parse(&redirect).map_err(|_| Errno::INVAL)?);

@@ -1,4 +1,4 @@
-//! Extended attributes, and the inode flags of `chattr`.
+//! Extended attributes.
 //!
 //! The overlay's own attributes are hidden; those of an overlay inside this one are escaped on disk. The kernel's
 //! counterpart is `xattrs.c`.
@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString};
 use std::sync::Arc;
 
 use plyfs_format::{Name, xattr};
-use plyfs_sys::{Errno, InodeFlags, XattrFlags};
+use plyfs_sys::{Errno, XattrFlags};
 
 use crate::Result;
 use crate::copy_up::Depth;
@@ -77,6 +77,7 @@ impl Overlay {
         let node = self.node(node)?;
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
+        self.may_alter(&node)?;
         let value = if is_acl(&name) {
             Cow::Owned(self.show.translate_acl(value.to_vec(), true)?)
         } else {
@@ -100,39 +101,12 @@ impl Overlay {
         let node = self.node(node)?;
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
+        self.may_alter(&node)?;
         if !node.in_upper() && self.read_xattr(&node, &name)?.is_none() {
             return Err(Errno::NODATA);
         }
         self.ensure(&node, Depth::Metadata)?;
         upper.remove_xattr(&self.upper_object(&node)?, &name)
-    }
-
-    /// The inode flags (`FS_IOC_GETFLAGS`).
-    ///
-    /// # Errors
-    /// `ENOTTY` where there are none.
-    pub fn inode_flags(&self, node: NodeId) -> Result<u32> {
-        let node = self.node(node)?;
-        match &node.body {
-            Body::Dir(dir) if dir.upper.get().is_some() => Ok(self.upper_dir(&node)?.own_inode_flags()?.0),
-            Body::Dir(_) => Ok(0),
-            Body::Leaf(_) => Ok(self.shared_file(&node)?.inode_flags()?.0),
-        }
-    }
-
-    /// Sets the inode flags (`FS_IOC_SETFLAGS`).
-    ///
-    /// # Errors
-    /// `EROFS`; `ENOTTY`; what the upper answers.
-    pub fn set_inode_flags(&self, node: NodeId, flags: u32) -> Result<()> {
-        let node = self.node(node)?;
-        let upper = self.require_upper()?;
-        self.ensure(&node, Depth::ALL)?;
-        let object = match &node.body {
-            Body::Dir(_) => UpperObject::Dir(self.upper_dir(&node)?),
-            Body::Leaf(_) => UpperObject::Leaf(self.shared_file(&node)?),
-        };
-        upper.set_inode_flags(&object, InodeFlags(flags))
     }
 
     /// The name of an attribute on disk.

@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, StatVfsMountFlags};
 
 use crate::file::Grant;
 use crate::handle::{self, FileHandle};
+use crate::inode_flags::{self, InodeFlags};
 use crate::list::DirLister;
 use crate::stat::statx_at;
 use crate::xattr::{self, Target};
@@ -187,6 +188,11 @@ impl Dir {
     /// As [`Dir::list_xattrs`], of this directory.
     pub fn list_own_xattrs(&self) -> Result<Vec<u8>> {
         xattr::list(Target::OwnDir(self.fd.as_fd()))
+    }
+
+    /// The inode flags of this directory (`FS_IOC_GETFLAGS` of ioctl_iflags(2)).
+    pub fn own_inode_flags(&self) -> Result<InodeFlags> {
+        inode_flags::get(self.reopen()?.as_fd())
     }
 
     /// Opens this directory for listing (open(2), getdents64(2)).

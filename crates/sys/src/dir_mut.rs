@@ -230,11 +230,6 @@ impl DirMut {
         xattr::remove(Target::OwnDir(self.as_fd()), attr)
     }
 
-    /// The inode flags of this directory (`FS_IOC_GETFLAGS` of ioctl_iflags(2)).
-    pub fn own_inode_flags(&self) -> Result<InodeFlags> {
-        inode_flags::get(self.reopen()?.as_fd())
-    }
-
     /// Sets the inode flags of this directory (`FS_IOC_SETFLAGS` of ioctl_iflags(2)).
     pub fn set_own_inode_flags(&self, flags: InodeFlags) -> Result<()> {
         inode_flags::set(self.reopen()?.as_fd(), flags)

@@ -26,13 +26,14 @@ impl Overlay {
     }
 
     /// Fills a new upper file with the first `keep` bytes of the lower's data.
-    pub(super) fn fill(&self, lower: &LowerLeaf, size: u64, to: &File, keep: u64) -> Result<()> {
+    pub(super) fn fill(&self, lower: &LowerLeaf, size: u64, to: &Arc<File>, keep: u64) -> Result<()> {
         let len = size.min(keep);
         if len == 0 {
             return Ok(());
         }
         let from = self.open_lower(lower)?;
-        self.require_upper()?.copy_data(&from, to, len)
+        self.require_upper()?.copy_data(&from, to, len)?;
+        self.copy_inode_flags(&from, to)
     }
 
     /// Gives an upper object that has only attributes its data. The data counts once the attribute is removed, so a crash

@@ -53,6 +53,7 @@ impl Overlay {
             })?;
         }
         self.copy_xattrs(from, to, nosuid)?;
+        self.copy_protection(&from.stat, to)?;
         if with_origin {
             self.set_origin(from, to)?;
         }

@@ -14,6 +14,7 @@ use crate::Result;
 use crate::directory::{DirBody, UpperDir};
 use crate::node::{Leaf, LowerLeaf, Node, Place, UpperLeaf};
 use crate::overlay::Overlay;
+use crate::protect::{self, Protection};
 use crate::upper::{New, Upper, UpperObject};
 
 /// A finished copy that nobody can see yet.
@@ -60,7 +61,8 @@ impl Overlay {
             let name = Name::new(&place.name).map_err(|_| Errno::IO)?;
             upper.rename(&upper.work, temporary, to, name, RenameFlags::NOREPLACE)
         })?;
-        let made = UpperDir::made(false, false);
+        let mut made = UpperDir::made(false, false);
+        made.protection = Protection::new(protect::of_lower(&from.stat));
         made.slot.put(&self.cache, staged);
         if dir.upper.set(Box::new(made)).is_err() {
             return Err(Errno::IO);
@@ -197,7 +199,14 @@ impl Overlay {
             None if guard.is_some() && node.place().is_some() => return Err(Errno::AGAIN),
             None => self.keep_unnamed(upper, leaf, staged)?,
         }
-        let state = UpperLeaf { ino: staged.ino, metacopy: AtomicBool::new(staged.metacopy), index: None };
+        let protection =
+            Protection::new(leaf.lower.as_ref().map(|lower| lower.protection).unwrap_or_default());
+        let state = UpperLeaf {
+            ino: staged.ino,
+            metacopy: AtomicBool::new(staged.metacopy),
+            index: None,
+            protection,
+        };
         leaf.upper.set(Box::new(state)).map_err(|_| Errno::IO)?;
         if leaf.lower.as_ref().is_some_and(|lower| lower.hard_linked) {
             node.set_ino(self.upper_ino(staged.ino));
@@ -220,7 +229,10 @@ impl Overlay {
         let object = UpperObject::Leaf(Arc::clone(&staged.file));
         let _index = upper.index_changes.lock();
         let entry = self.publish_in_index(leaf, &object, staged.temporary.as_ref().map(NameBuf::as_name))?;
-        let state = UpperLeaf { ino: staged.ino, metacopy: staged.metacopy.into(), index: Some(entry) };
+        let protection =
+            Protection::new(leaf.lower.as_ref().map(|lower| lower.protection).unwrap_or_default());
+        let state =
+            UpperLeaf { ino: staged.ino, metacopy: staged.metacopy.into(), index: Some(entry), protection };
         leaf.upper.set(Box::new(state)).map_err(|_| Errno::IO)?;
         match place {
             Some(place) => self.own_alias(&place.parent, &place.name, node),

@@ -67,7 +67,7 @@ impl Stack {
         }
         text += &format!("upperdir={root}/u,workdir={root}/w,{options}");
         let spec = StackSpec::parse(&[text]).unwrap().spec;
-        Overlay::assemble(&spec, &impatient())
+        Overlay::assemble(&spec, &settings())
     }
 
     /// Assembles with these settings.
@@ -84,7 +84,7 @@ impl Stack {
         let lowers: Vec<String> = (0..self.lowers).map(|number| format!("{root}/l{number}")).collect();
         let text =
             format!("lowerdir={},upperdir={root}/u,workdir={root}/w,redirect_dir=on", lowers.join(":"));
-        let settings = Settings { named_whiteouts: true, ..impatient() };
+        let settings = Settings { named_whiteouts: true, ..settings() };
         Overlay::assemble(&StackSpec::parse(&[text]).unwrap().spec, &settings).unwrap()
     }
 
@@ -103,8 +103,9 @@ impl Stack {
     }
 }
 
-fn impatient() -> Settings {
-    Settings { wait_for_upper: std::time::Duration::ZERO, ..Settings::default() }
+/// A program that a test beside this one starts holds copies of our descriptors, and so the lock on upper, for a moment.
+fn settings() -> Settings {
+    Settings { wait_for_upper: std::time::Duration::from_secs(2), ..Settings::default() }
 }
 
 /// Whether the kernel's overlayfs can be asked here; says why if not.
