@@ -35,7 +35,10 @@ impl Overlay {
             let depth = if truncates { Depth::Data { keep: 0 } } else { Depth::ALL };
             self.ensure(&node, depth)?;
         }
-        let file = self.shared_file(&node)?;
+        let mut file = self.shared_file(&node)?;
+        if writes {
+            file = self.for_writing(&node, file, flags)?;
+        }
         if truncates {
             if kill_priv {
                 self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
@@ -229,9 +232,28 @@ impl Overlay {
             ),
         };
         match open(OFlags::RDWR) {
-            Err(Errno::PERM | Errno::ACCESS | Errno::TXTBSY) => open(OFlags::RDONLY),
+            // The inode flags may let it grow only, or not change at all.
+            Err(Errno::PERM) => open(OFlags::RDWR | OFlags::APPEND).or_else(|_| open(OFlags::RDONLY)),
+            Err(Errno::ACCESS | Errno::TXTBSY) => open(OFlags::RDONLY),
             done => done,
         }
+    }
+
+    /// The shared file of a node that is opened for writing: the one there may have been opened when it could not be
+    /// written.
+    fn for_writing(&self, node: &Arc<Node>, file: Arc<File>, flags: OFlags) -> Result<Arc<File>> {
+        let Body::Leaf(leaf) = &node.body else { return Err(Errno::ISDIR) };
+        let (have, appends) = (file.status_flags()?, flags.contains(OFlags::APPEND));
+        if have & OFlags::ACCMODE != OFlags::RDONLY && (appends || !have.contains(OFlags::APPEND)) {
+            return Ok(file);
+        }
+        let opened = match file.reopen(OFlags::RDWR) {
+            Err(Errno::PERM) if appends => file.reopen(OFlags::RDWR | OFlags::APPEND)?,
+            opened => opened?,
+        };
+        let opened = Arc::new(opened);
+        *leaf.usage().shared.lock() = Arc::downgrade(&opened);
+        Ok(opened)
     }
 
     fn sync_file(&self, file: &File, datasync: bool) -> Result<()> {

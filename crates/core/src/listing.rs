@@ -36,6 +36,8 @@ pub(crate) struct Listed {
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     entries: BTreeMap<u64, Listed>,
+    /// Tells it from every other listing of the mount.
+    pub serial: u64,
     /// Two names met on one cookie; then a name may stand behind its cookie.
     collided: bool,
 }

@@ -399,6 +399,8 @@ impl Overlay {
     ) -> Result<Option<(Arc<LayerDir>, Stat)>> {
         let mut dir = Arc::clone(base);
         let count = path.components().count();
+        // The same way in the layers below, where a directory on it was renamed in this one.
+        let mut below = RelPath::root();
         for (position, name) in path.components().enumerate() {
             let last_layer = usize::from(dir.layer) + 1 == self.lowers.len();
             let fd = dir.open(&self.lowers, &self.cache)?;
@@ -424,6 +426,19 @@ impl Overlay {
             let marks =
                 if last_layer { DirMarks::default() } else { DirMarks::read(&fd, name, self.namespace)? };
             descent.stop |= marks.opaque;
+            let redirected = marks.redirect.is_some();
+            if redirected && !self.features.follow_redirect_in_lower {
+                return Err(Errno::PERM);
+            }
+            below = match marks.redirect {
+                None => below.join(name),
+                Some(Redirect::Relative(name)) => below.join(name.as_name()),
+                Some(Redirect::Absolute(path)) => path,
+            };
+            if redirected {
+                let rest = path.components().skip(position + 1);
+                descent.target = Target::Path(rest.fold(below.clone(), |path, name| path.join(name)));
+            }
             dir = Arc::new(LayerDir::new(dir.layer, dir.join(name), marks.xwhiteouts));
         }
         Ok(None)

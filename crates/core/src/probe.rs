@@ -237,7 +237,7 @@ fn fresh_work(workdir: &DirMut, path: &Path) -> Assembled<DirMut> {
             if has_incompat(&old).map_err(fail)? {
                 return Err(AssembleError::Volatile { path: path.to_owned() });
             }
-            clear_tree(&old).map_err(fail)?;
+            clear_tree(&old, DEEPEST).map_err(fail)?;
             workdir.rmdir(name).map_err(fail)?;
         }
         Err(Errno::NOENT) => {}
@@ -270,12 +270,17 @@ fn mark_volatile(work: &DirMut) -> Result<()> {
     volatile.create_file(name(b"dirty")?, OFlags::WRONLY, 0).map(drop)
 }
 
+/// How many directories deep work is cleared.
+const DEEPEST: usize = 16;
+
 /// Removes everything in a directory of work.
-fn clear_tree(dir: &DirMut) -> Result<()> {
+fn clear_tree(dir: &DirMut, depth: usize) -> Result<()> {
     for name in names(dir)? {
         match dir.unlink(name.as_name()) {
             Err(Errno::ISDIR | Errno::PERM) => {
-                clear_tree(&dir.child_mut(name.as_name())?)?;
+                // Neither plyfs nor the kernel leaves a tree in work; one that somebody else made there stays.
+                let depth = depth.checked_sub(1).ok_or(Errno::NOTEMPTY)?;
+                clear_tree(&dir.child_mut(name.as_name())?, depth)?;
                 dir.rmdir(name.as_name())?;
             }
             done => done?,

@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use plyfs_format::{Name, OciName};
@@ -33,11 +34,19 @@ const BUDGET: usize = 32_768;
 #[derive(Debug, Default)]
 pub(crate) struct ListingBudget {
     cached: Mutex<Cached>,
+    serials: AtomicU64,
+}
+
+impl ListingBudget {
+    fn next_serial(&self) -> u64 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Cached {
-    listings: VecDeque<(Weak<Node>, usize)>,
+    /// Oldest first. By id and serial number: a node that was forgotten is not kept in memory by this.
+    listings: VecDeque<(NodeId, u64, usize)>,
     entries: usize,
 }
 
@@ -186,14 +195,15 @@ impl Overlay {
                 }
                 state.generation
             };
-            let listing =
+            let mut listing =
                 if dir.state.lock().removed { Listing::default() } else { self.read_layers(node, dir)? };
-            let entries = listing.len();
+            let (entries, serial) = (listing.len(), self.listings.next_serial());
+            listing.serial = serial;
             let mut state = dir.state.lock();
             if state.generation == generation {
                 state.listing = Some(Box::new(listing));
                 drop(state);
-                self.account(node, entries);
+                self.account(node.id, serial, entries);
                 return Ok(());
             }
         }
@@ -223,24 +233,24 @@ impl Overlay {
     }
 
     /// Counts a new listing, and drops the oldest where there are too many.
-    fn account(&self, node: &Node, entries: usize) {
-        let Some(node) = self.table.get(node.id) else { return };
+    fn account(&self, node: NodeId, serial: u64, entries: usize) {
         let mut victims = Vec::new();
         {
             let mut cached = self.listings.cached.lock();
-            cached.listings.push_back((Arc::downgrade(&node), entries));
+            cached.listings.push_back((node, serial, entries));
             cached.entries += entries + 1;
             while cached.entries > BUDGET && cached.listings.len() > 1 {
-                let Some((oldest, entries)) = cached.listings.pop_front() else { break };
+                let Some((oldest, serial, entries)) = cached.listings.pop_front() else { break };
                 cached.entries = cached.entries.saturating_sub(entries + 1);
-                victims.extend(oldest.upgrade());
+                victims.push((oldest, serial));
             }
         }
-        for victim in victims.iter().filter(|victim| !Arc::ptr_eq(victim, &node)) {
-            if let Some(dir) = victim.as_dir() {
-                let listing = dir.state.lock().listing.take();
-                drop(listing);
-            }
+        for (victim, serial) in victims {
+            let Some(node) = self.table.get(victim) else { continue };
+            let Some(dir) = node.as_dir() else { continue };
+            // Made anew since then, or of another directory that has the id now: not this one's turn.
+            let listing = dir.state.lock().listing.take_if(|listing| listing.serial == serial);
+            drop(listing);
         }
     }
 

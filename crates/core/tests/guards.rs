@@ -655,3 +655,109 @@ fn no_descriptor_is_left_open_when_the_engine_goes() {
     drop((opened, overlay));
     assert_eq!(count(), before);
 }
+
+#[test]
+fn a_directory_keeps_its_times_when_what_is_in_it_is_copied_up() {
+    let stack = Stack::new(1);
+    stack.file("l0/d/f", "x").file("l0/d/e/g", "").file("u/p/own", "").file("l0/p/f", "");
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    for dir in ["l0/d/e", "l0/d", "u/p"] {
+        fs::File::open(stack.path(dir)).unwrap().set_modified(old).unwrap();
+    }
+    let overlay = stack.open("");
+    write(&overlay, "d/f", 0, "y");
+    let deep = walk(&overlay, "d/e").unwrap();
+    overlay.setattr(&me(), deep, None, &chmod(0o700)).unwrap();
+    write(&overlay, "p/f", 0, "y");
+    for dir in ["u/d", "u/d/e", "u/p"] {
+        assert_eq!(fs::metadata(stack.path(dir)).unwrap().modified().unwrap(), old, "{dir}");
+    }
+    overlay.unlink(walk(&overlay, "d").unwrap(), b"f").unwrap();
+    assert_ne!(fs::metadata(stack.path("u/d")).unwrap().modified().unwrap(), old, "a removal is a change");
+}
+
+#[test]
+fn a_directory_is_found_that_was_moved_out_of_one_that_a_lower_layer_had_renamed() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    for redirect in [&b"original"[..], b"/original"] {
+        let stack = Stack::new(2);
+        stack.file("l1/original/d/e/f", "found");
+        fs::create_dir(stack.path("l0/renamed")).unwrap();
+        common::set_xattr(&stack.path("l0/renamed"), "trusted.overlay.redirect", redirect);
+        let overlay = stack.open("redirect_dir=on");
+        assert_eq!(read(&overlay, "renamed/d/e/f"), "found");
+        let parent = walk(&overlay, "renamed").unwrap();
+        overlay.rename(parent, b"d", NodeId::ROOT, b"moved", 0).unwrap();
+        let moved = walk(&overlay, "moved").unwrap();
+        overlay.rename(moved, b"e", NodeId::ROOT, b"inner", 0).unwrap();
+        assert_eq!(read(&overlay, "inner/f"), "found");
+        drop(overlay);
+        let overlay = stack.open("redirect_dir=on");
+        assert_eq!(read(&overlay, "inner/f"), "found", "also after a new assembly");
+        drop(overlay);
+        if common::kernel_can_be_asked() {
+            let _mounted = stack.kernel("redirect_dir=on");
+            assert_eq!(fs::read_to_string(stack.path("m/inner/f")).unwrap(), "found", "and by the kernel");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_may_only_grow_or_not_change_is_not_opened_for_other_writing() {
+    const APPEND_ONLY: u32 = 0x20;
+    const IMMUTABLE: u32 = 0x10;
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let stack = Stack::new(1);
+    stack.file("u/f", "old");
+    let overlay = stack.open("");
+    let node = walk(&overlay, "f").unwrap();
+    if overlay.set_inode_flags(node, APPEND_ONLY).is_err() {
+        return;
+    }
+    let reader = overlay.open(&me(), node, 0, false).unwrap();
+    let refused = overlay.open(&me(), node, O_RDWR, false).map(drop);
+    let append = overlay.open(&me(), node, O_WRONLY | O_APPEND, false);
+    let appended = append.and_then(|opened| overlay.write(opened.handle, 3, b" new", false));
+    overlay.set_inode_flags(node, IMMUTABLE).unwrap();
+    overlay.release(reader.handle);
+    let immutable = overlay.open(&me(), node, O_RDWR, false).map(drop);
+    overlay.set_inode_flags(node, 0).unwrap();
+    assert_eq!((refused, appended), (Err(Errno::PERM), Ok(4)));
+    assert_eq!(immutable, Err(Errno::PERM));
+    assert_eq!(read(&overlay, "f"), "old new");
+    write(&overlay, "f", 0, "OLD");
+    assert_eq!(read(&overlay, "f"), "OLD new", "once the flag is gone it is written again");
+}
+
+#[test]
+fn a_listing_that_made_room_for_another_is_made_again() {
+    const MANY: usize = 51_000;
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::TempDir::new_in(memory) } else { tempfile::TempDir::new() };
+    let stack = Stack::within(dir.unwrap(), 1);
+    let mut nodes = Vec::new();
+    for dir in ["one", "two"] {
+        fs::create_dir(stack.path(&format!("l0/{dir}"))).unwrap();
+        for number in 0..MANY {
+            fs::File::create(stack.path(&format!("l0/{dir}/f{number}"))).unwrap();
+        }
+    }
+    let overlay = stack.open("");
+    for _ in 0..2 {
+        for dir in ["one", "two"] {
+            let node = walk(&overlay, dir).unwrap();
+            nodes.push(node);
+            let mut names = Names::default();
+            overlay.read_dir(node, 0, false, &mut names).unwrap();
+            assert_eq!(names.0.len(), MANY);
+        }
+    }
+    overlay.unlink(nodes[0], b"f7").unwrap();
+    let mut names = Names::default();
+    overlay.read_dir(nodes[0], 0, false, &mut names).unwrap();
+    assert_eq!(names.0.len(), MANY - 1);
+}

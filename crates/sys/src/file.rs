@@ -116,6 +116,11 @@ impl File {
         handle::of_descriptor(self.as_fd())
     }
 
+    /// The access mode and status flags with which it is open (`F_GETFL` of fcntl(2)).
+    pub fn status_flags(&self) -> Result<OFlags> {
+        rustix::fs::fcntl_getfl(&self.fd)
+    }
+
     /// Whether it may be changed, as opposed to one of a lower layer.
     #[must_use]
     pub fn is_writable_grant(&self) -> bool {
