@@ -247,7 +247,7 @@ impl Overlay {
         if peak > WORTH_IT && live < peak / 2 {
             self.peak.store(live, Ordering::Relaxed);
             self.cache.purge();
-            self.listings.purge();
+            self.listings.purge(&self.table);
             plyfs_sys::malloc::trim();
         }
     }

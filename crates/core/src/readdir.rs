@@ -19,6 +19,7 @@ use crate::merge::Resolution;
 use crate::node::{Node, SharedName};
 use crate::object::{DirEntry, DirSink, Entry, NodeId};
 use crate::overlay::Overlay;
+use crate::table::NodeTable;
 use crate::whiteout;
 
 const DOT: u64 = 1;
@@ -51,12 +52,12 @@ struct Cached {
 }
 
 impl ListingBudget {
-    /// Forgets directories that are gone: what little is kept of each would hold a page of memory.
-    pub fn purge(&self) {
+    /// Forgets directories that are gone.
+    pub fn purge(&self, nodes: &NodeTable) {
         let mut cached = self.cached.lock();
-        cached.listings.retain(|(node, _)| node.strong_count() > 0);
+        cached.listings.retain(|(node, ..)| nodes.get(*node).is_some_and(|node| node.is_dir()));
         cached.listings.shrink_to_fit();
-        cached.entries = cached.listings.iter().map(|(_, entries)| entries + 1).sum();
+        cached.entries = cached.listings.iter().map(|(_, _, entries)| entries + 1).sum();
     }
 }
 

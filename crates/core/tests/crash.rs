@@ -162,8 +162,7 @@ impl Stack {
     fn open(&self, faults: &Faults) -> Overlay {
         let root = self.dir.path().display();
         let options = self.options;
-        let text =
-            format!("lowerdir={root}/l0:{root}/l1,upperdir={root}/u,workdir={root}/w{options},index=off");
+        let text = format!("lowerdir={root}/l0:{root}/l1,upperdir={root}/u,workdir={root}/w{options}");
         let spec = StackSpec::parse(&[text]).unwrap().spec;
         let settings = Settings {
             faults: faults.clone(),
@@ -587,6 +586,35 @@ fn redirects_in_steps() -> Vec<Operation> {
     ]
 }
 
+/// Names of a lower file with several, which an index keeps together.
+fn linked() -> Vec<Operation> {
+    let mut all = all_or_nothing(vec![
+        ("write a lower file by one of its names", |o| write(o, "low2-link", 0, b"NEW")),
+        ("chmod a lower file with two names", |o| set(o, "low2", mode(0o600))),
+        ("unlink one of two names of a lower file", |o| unlink(o, "low2")),
+        ("rename one of two names of a lower file", |o| rename(o, "low2", "m/new")),
+        ("rename a file over one of two names of a lower file", |o| rename(o, "up", "low2")),
+        ("rename one of two names of a lower file over a file", |o| rename(o, "low2", "up")),
+        ("rename one of two names of a lower file over a whiteout", |o| rename(o, "low2", "gone")),
+        ("exchange one of two names of a lower file", |o| exchange(o, "low2", "d/f1")),
+        ("give a lower file a third name", |o| link(o, "low2", "ud/new")),
+    ]);
+    all.push(steps!("write a lower file by both names", |o| write(o, "low2", 0, b"NEW"), |o| write(
+        o,
+        "low2-link",
+        3,
+        b"NEWER"
+    )));
+    all.push(steps!("unlink both names of a lower file", |o| unlink(o, "low2"), |o| unlink(o, "low2-link")));
+    all.push(steps!(
+        "write a lower file, then unlink its names",
+        |o| write(o, "low2", 0, b"NEW"),
+        |o| unlink(o, "low2-link"),
+        |o| unlink(o, "low2")
+    ));
+    all
+}
+
 /// What needs redirects.
 fn redirects() -> Vec<Operation> {
     all_or_nothing(vec![
@@ -605,7 +633,10 @@ fn redirects() -> Vec<Operation> {
 }
 
 fn operations(options: &str) -> Vec<Operation> {
-    let mut all = [copy_ups(), creations(), removals(), renames(), in_steps()].concat();
+    if options.contains("index=on") {
+        return [linked(), removals()].concat();
+    }
+    let mut all = [linked(), copy_ups(), creations(), removals(), renames(), in_steps()].concat();
     if !options.contains("userxattr") && is_root() {
         all.extend(redirects());
         all.extend(redirects_in_steps());
@@ -778,4 +809,13 @@ fn every_operation_is_whole_or_not_at_all_where_attributes_are_copied_without_da
 #[test]
 fn every_operation_is_whole_or_not_at_all_where_whiteouts_are_files() {
     run_all(NAMED);
+}
+
+#[test]
+fn every_operation_is_whole_or_not_at_all_with_an_index() {
+    if !is_root() {
+        eprintln!("skipped: file handles need root");
+        return;
+    }
+    run_all(",index=on");
 }
