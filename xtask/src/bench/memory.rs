@@ -10,7 +10,6 @@ use rustix::fd::AsFd;
 
 use super::fixture::Fixture;
 use super::ops;
-use super::peers::drop_caches;
 use super::row::{Demand, Peer, Row, Site, Unit};
 use super::tree::DEPTHS;
 
@@ -29,7 +28,7 @@ pub fn rows() -> Vec<Row> {
     });
     let forgotten = Row::new("memory after the kernel forgot them", Unit::Mebibytes, Fixture::Huge, |site| {
         walk(site)?;
-        drop_caches(2)?;
+        site.bench.drop_caches(2)?;
         thread::sleep(SETTLE);
         daemon_memory(site)
     });
@@ -61,7 +60,7 @@ fn daemon_memory(site: &Site) -> Result<f64> {
 
 /// How much the page cache grows by ten mounts of one layer, each of which reads the same file.
 fn share(site: &Site) -> Result<f64> {
-    drop_caches(3)?;
+    site.bench.drop_caches(3)?;
     let before = page_cache()?;
     let mut mounts = Vec::new();
     let mut block = vec![0_u8; 1 << 20];

@@ -24,7 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use self::peers::{Bench, Mount, drop_caches};
+use self::peers::{Bench, Mount};
 use self::report::{Figure, Report};
 use self::row::{Mounted, Peer, Row, Site};
 use crate::{child, workspace};
@@ -211,7 +211,7 @@ fn sample(
     let site = Site { root, round, peer, mount, bench };
     (row.prepare)(&site).context("preparation")?;
     if row.cold {
-        drop_caches(3)?;
+        bench.drop_caches(3)?;
     }
     let figure = (row.measure)(&site)?;
     if row.mounted == Mounted::EachRound {

@@ -61,7 +61,7 @@ impl Bench {
                 fs::create_dir_all(path).with_context(|| path.display().to_string())?;
                 fixture.fill(path, layer)?;
             }
-            rustix::fs::sync();
+            self.sync()?;
         }
         Ok(paths.into_iter().rev().collect())
     }
@@ -72,7 +72,7 @@ impl Bench {
         if !path.exists() {
             fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
             (0..fixture.layers()).try_for_each(|layer| fixture.fill(&path, layer))?;
-            rustix::fs::sync();
+            self.sync()?;
         }
         Ok(path)
     }
@@ -100,6 +100,21 @@ impl Bench {
             took,
             fixture,
         })
+    }
+
+    /// Writes what is dirty in the file system of the directory to its disk, so that no later row pays for it.
+    pub fn sync(&self) -> Result<()> {
+        let path = &self.directory;
+        let directory = File::open(path).with_context(|| path.display().to_string())?;
+        rustix::fs::syncfs(directory).with_context(|| path.display().to_string())
+    }
+
+    /// Empties the caches of the kernel: 2 for dentries and inodes, 3 for pages too.
+    pub fn drop_caches(&self, level: u8) -> Result<()> {
+        self.sync()?;
+        let path = "/proc/sys/vm/drop_caches";
+        let mut file = File::options().write(true).open(path).context(path)?;
+        file.write_all(level.to_string().as_bytes()).context(path)
     }
 
     /// Unmounts all below the directory and deletes what is in it.
@@ -246,14 +261,6 @@ fn mount_kernel(lowers: &[PathBuf], home: &Home, options: &[&str]) -> Result<()>
     let mount =
         fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).with_context(context)?;
     move_mount(&mount, "", CWD, &home.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).with_context(context)
-}
-
-/// Empties the caches of the kernel: 2 for dentries and inodes, 3 for pages too.
-pub fn drop_caches(level: u8) -> Result<()> {
-    rustix::fs::sync();
-    let path = "/proc/sys/vm/drop_caches";
-    let mut file = File::options().write(true).open(path).context(path)?;
-    file.write_all(level.to_string().as_bytes()).context(path)
 }
 
 /// Deletes a directory and all in it; there may be none.
