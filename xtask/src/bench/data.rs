@@ -57,10 +57,7 @@ fn reads() -> Vec<Row> {
 
 fn writes() -> Vec<Row> {
     let row = |name: &str, unit, measure: fn(&Site) -> Result<f64>| {
-        Row::new(name, unit, Fixture::Empty, measure).writes().prepare(|_| {
-            rustix::fs::sync();
-            Ok(())
-        })
+        Row::new(name, unit, Fixture::Empty, measure).writes().prepare(|site| site.bench.sync())
     };
     let large = row("write 256 MiB in order", Unit::Millis, |site| {
         let file = create(site, "large")?;
@@ -143,8 +140,7 @@ fn copy_up(
     });
     let row = row.each_round().overlays_only().rounds(3).prepare(|site| {
         read_all(site, &file_name(0))?;
-        rustix::fs::sync();
-        Ok(())
+        site.bench.sync()
     });
     if durable {
         row.no_demand().demand(Demand::Against(Peer::Kernel, 1.0))

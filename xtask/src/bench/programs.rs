@@ -28,10 +28,7 @@ pub fn rows() -> Vec<Row> {
         })
         .writes()
         .rounds(3)
-        .prepare(|_| {
-            rustix::fs::sync();
-            Ok(())
-        })
+        .prepare(|site| site.bench.sync())
     };
     let mut rows = vec![
         row("tar: extract 4,000 files", "mkdir out$ROUND && tar -xf tree.tar -C out$ROUND"),
