@@ -42,6 +42,9 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
     for note in &effective.notes {
         tracing::info!("{note}");
     }
+    if effective.nfs_export {
+        tracing::warn!("nfs_export=on: file handles are valid only while the front end remembers the file");
+    }
     let follows = effective.redirect_dir != RedirectMode::NoFollow;
     let creates = effective.redirect_dir == RedirectMode::On;
     let features = Features {

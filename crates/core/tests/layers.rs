@@ -1,0 +1,106 @@
+//! What a stack may be made of: whiteouts in attributes, very many layers, UUIDs, and trust beside `userxattr`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may fail by panicking"
+)]
+
+mod common;
+
+use std::fs;
+
+use common::{Stack, attr, kernel_can_be_asked, list, read, set_xattr, walk, write, xattr};
+use plyfs_core::{Errno, NodeId, Overlay, Settings};
+use plyfs_format::origin::Parsed;
+use plyfs_format::{Origin, StackSpec};
+use plyfs_testkit::need::{self, Need};
+
+#[test]
+fn whiteouts_in_attributes_hide_as_in_the_kernel() {
+    if !kernel_can_be_asked() {
+        return;
+    }
+    let stack = Stack::new(2);
+    for dir in ["marked", "unmarked"] {
+        stack.file(&format!("l1/{dir}/f"), "below").file(&format!("l1/{dir}/kept"), "below");
+        stack.file(&format!("l0/{dir}/f"), "").file(&format!("l0/{dir}/own"), "");
+        set_xattr(&stack.path("l0").join(dir).join("f"), "trusted.overlay.whiteout", b"");
+    }
+    set_xattr(&stack.path("l0/marked"), "trusted.overlay.opaque", b"x");
+    let mounted = stack.kernel("");
+    let kernels = ["marked", "unmarked"].map(|dir| {
+        let names = fs::read_dir(mounted.path().join(dir)).unwrap();
+        let mut names: Vec<_> = names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    });
+    mounted.unmount().unwrap();
+    let overlay = stack.open("");
+    let ours = ["marked", "unmarked"].map(|dir| list(&overlay, dir));
+    assert_eq!(ours, kernels);
+    assert_eq!(ours[0], ["kept", "own"]);
+    assert_eq!(walk(&overlay, "marked/f"), Err(Errno::NOENT));
+    overlay.rename(walk(&overlay, "marked").unwrap(), b"kept", NodeId::ROOT, b"moved", 0).unwrap();
+    drop(overlay);
+    assert_eq!(list(&stack.open(""), "marked"), ["own"]);
+}
+
+#[test]
+fn more_layers_than_the_kernel_can_merge_are_one_tree() {
+    const LAYERS: usize = 620;
+    let dir = tempfile::tempdir().unwrap();
+    let mut text = String::new();
+    for number in 0..LAYERS {
+        let layer = dir.path().join(format!("l{number}"));
+        fs::create_dir_all(layer.join("d")).unwrap();
+        fs::write(layer.join("d").join(format!("f{number}")), number.to_string()).unwrap();
+        fs::write(layer.join("all"), number.to_string()).unwrap();
+        text += &format!("lowerdir+={},", layer.display());
+    }
+    let overlay = Overlay::assemble(&StackSpec::parse(&[text]).unwrap().spec, &Settings::default()).unwrap();
+    assert_eq!(list(&overlay, "d").len(), LAYERS);
+    assert_eq!(read(&overlay, "d/f619"), "619");
+    assert_eq!(read(&overlay, "all"), "0");
+    assert_eq!(walk(&overlay, "d/f620"), Err(Errno::NOENT));
+}
+
+#[test]
+fn origins_bear_the_layers_uuid_unless_it_is_switched_off() {
+    if !need::met(&[Need::Root]) {
+        return;
+    }
+    for option in ["off", "null", "auto", "on"] {
+        let stack = Stack::new(1);
+        stack.file("l0/f", "x");
+        let real = plyfs_sys::Dir::open_root(&stack.path("l0")).unwrap().filesystem_uuid().unwrap();
+        let overlay = stack.open(&format!("uuid={option}"));
+        write(&overlay, "f", 0, "y");
+        let origin = xattr(&stack.path("u/f"), "trusted.overlay.origin").unwrap();
+        let Ok(Parsed::Known(origin)) = Origin::parse(&origin) else { panic!("{origin:?}") };
+        let expected = if option == "off" { [0; 16] } else { real.unwrap_or_default() };
+        assert_eq!(origin.uuid, expected, "{option}");
+        let before = attr(&overlay, "f").ino;
+        drop(overlay);
+        assert_eq!(attr(&stack.open(&format!("uuid={option}")), "f").ino, before, "{option}");
+    }
+}
+
+#[test]
+fn beside_userxattr_redirects_are_made_and_followed_in_upper_alone() {
+    let stack = Stack::new(2);
+    stack.file("l1/secret/x", "secret").file("l0/d/y", "y").file("l1/e/z", "z").file("l0/forged/own", "");
+    set_xattr(&stack.path("l0/forged"), "user.overlay.redirect", b"/secret");
+    let options = "userxattr,redirect_dir=on";
+    let overlay = stack.open(options);
+    assert_eq!(walk(&overlay, "forged"), Err(Errno::PERM), "anybody could have written that");
+    overlay.rename(NodeId::ROOT, b"d", NodeId::ROOT, b"moved", 0).unwrap();
+    overlay.rename(NodeId::ROOT, b"e", walk(&overlay, "moved").unwrap(), b"inner", 0).unwrap();
+    drop(overlay);
+    let overlay = stack.open(options);
+    assert_eq!(read(&overlay, "moved/y"), "y");
+    assert_eq!(read(&overlay, "moved/inner/z"), "z");
+    drop(overlay);
+    let refused = stack.open("userxattr").rename(NodeId::ROOT, b"secret", NodeId::ROOT, b"s", 0);
+    assert_eq!(refused, Err(Errno::XDEV), "without asking for it nothing changes against the kernel");
+}
