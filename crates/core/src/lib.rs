@@ -35,8 +35,9 @@
 //!
 //! # Where things are
 //!
-//! `overlay.rs` assembles; `show.rs` translates owners and modes; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
+//! `overlay.rs` assembles; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
 //! `rename.rs` change names; `file.rs` and `handle.rs` open, read and write; `copy_up/` moves things to upper.
+//! `metacopy.rs`, `index.rs` and `protect.rs` are the kernel's optional features, `show.rs` is fuse-overlayfs's options.
 
 mod attr;
 mod copy_up;
