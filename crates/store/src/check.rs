@@ -134,7 +134,8 @@ impl Checker<'_> {
     fn blob(&mut self, b: &Blob) -> Result<()> {
         let path = self.store.layout.blob(&b.digest);
         let Some(why) = self.blob_problem(b, &path)? else { return Ok(()) };
-        self.report(&format!("blob {}", b.digest), &why, &[b.digest], false);
+        let repaired = self.options.repair && self.fetch_again(b)?;
+        self.report(&format!("blob {}", b.digest), &why, &[b.digest], repaired);
         Ok(())
     }
 
@@ -152,6 +153,23 @@ impl Checker<'_> {
         }
         let (found, _) = blob::digest_file(path)?;
         Ok((found != b.digest).then(|| format!("its bytes have the digest {found}")))
+    }
+
+    /// From the registry that an image with this blob came from.
+    fn fetch_again(&self, b: &Blob) -> Result<bool> {
+        let images = self.store.read(|tx| tx.all::<Image>())?;
+        let uses = |i: &&Image| {
+            [i.manifest, i.config].contains(&b.digest) || i.layers.iter().any(|l| l.blob == b.digest)
+        };
+        for i in images.iter().filter(uses) {
+            if let Some(o) = &i.origin {
+                match self.store.fetch_blob_again(o, b) {
+                    Ok(()) => return Ok(true),
+                    Err(e) => tracing::warn!("fetching {} again: {e}", b.digest),
+                }
+            }
+        }
+        Ok(false)
     }
 
     fn layer(&mut self, l: &Layer) -> Result<()> {

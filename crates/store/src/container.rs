@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::journal::{Plan, Work};
 use crate::layout::{self, new_link};
 use crate::publish::lower_text;
+use crate::run::State;
 use crate::store::{Store, find_image};
 use crate::time;
 
@@ -19,6 +20,12 @@ impl Store {
     ///
     /// Costs the same for any image: a few directories and two small files.
     pub fn create(&self, image: &str, name: Option<&str>, size_limit: Option<u64>) -> Result<Container> {
+        if size_limit.is_some() {
+            // Better refused than not kept.
+            return Err(Error::Unsupported(
+                "a size limit needs project quotas, which this version does not set".into(),
+            ));
+        }
         let work = Work::begin(&self.layout)?;
         let id = durable::random_hex(32)?;
         let name = name.map_or_else(|| id.chars().take(12).collect(), str::to_owned);
@@ -68,6 +75,18 @@ impl Store {
     /// Removes a container and what it changed. With `force` it is unmounted first.
     pub fn remove_container(&self, name: &str, force: bool) -> Result<Container> {
         let c = self.container(name)?;
+        if let State::Running(_) = self.state(&c)? {
+            if !force {
+                let by = "it is running".to_owned();
+                return Err(Error::InUse { what: "container", name: c.name, by });
+            }
+            self.stop(&c.id, std::time::Duration::ZERO)?;
+        }
+        let c = match self.container(&c.id) {
+            // Its supervisor removed it when it ended.
+            Err(Error::NotFound { .. }) => return Ok(c),
+            r => r?,
+        };
         if self.is_mounted(&c)? {
             if !force {
                 let by = "it is mounted".to_owned();

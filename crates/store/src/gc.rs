@@ -35,6 +35,7 @@ pub struct Collected {
 impl Store {
     /// Removes everything that no image and no container uses.
     pub fn gc(&self) -> Result<Collected> {
+        let partial = crate::registry::download::sweep(&self.layout)?;
         let mut bytes = 0;
         let plan = self.delete(|tx| {
             let mut plan = self.sweep(tx)?;
@@ -48,7 +49,7 @@ impl Store {
             blobs,
             containers,
             links,
-            bytes,
+            bytes: bytes + partial,
         })
     }
 

@@ -178,7 +178,8 @@ fn others(layout: &Layout) -> Result<Vec<PathBuf>> {
     let mut v = Vec::new();
     for e in fs::read_dir(&dir).at("open", &dir)? {
         let e = e.at("read", &dir)?;
-        if e.file_name() != GUARD {
+        // Hidden names are the store's own: the guard, and downloads to be resumed.
+        if !std::os::unix::ffi::OsStrExt::as_bytes(e.file_name().as_os_str()).starts_with(b".") {
             v.push(e.path());
         }
     }

@@ -48,6 +48,15 @@ impl Reference {
         }
         Ok(Reference { registry, repository: repository.to_owned(), tag, digest })
     }
+
+    /// The part of a URL that selects the manifest: digest or tag.
+    pub fn selector(&self) -> String {
+        match (&self.digest, &self.tag) {
+            (Some(d), _) => d.to_string(),
+            (None, Some(t)) => t.clone(),
+            (None, None) => "latest".into(),
+        }
+    }
 }
 
 /// The name as the store keeps it: with its tag.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use plyfs_store::{Backend, Compression, Format};
+use plyfs_store::{Backend, Compression, Format, Network, Volume};
 
 /// Images and containers on overlay2-style layers.
 #[derive(Debug, Parser)]
@@ -54,6 +54,10 @@ pub struct LimitArgs {
 pub enum StoreCommand {
     /// Make an image from a root file system: a directory, a tar, or - for standard input
     Import(ImportArgs),
+    /// Fetch images from a registry
+    Pull(PullArgs),
+    /// Send an image to a registry
+    Push(PushArgs),
     /// Take in the images of an archive or layout directory (docker-archive or OCI)
     Load {
         /// The archive, or - for standard input
@@ -135,6 +139,40 @@ pub enum StoreCommand {
         /// The container or image
         name: String,
     },
+    /// Run a command in a new container
+    Run(RunArgs),
+    /// Run one more command in a running container
+    Exec(ExecArgs),
+    /// End running containers
+    Stop {
+        /// Seconds before they are killed
+        #[arg(long, short, value_name = "SECONDS", default_value_t = 10)]
+        time: u64,
+        /// The containers
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Show what a detached container wrote
+    Logs {
+        /// Go on as it writes
+        #[arg(long, short)]
+        follow: bool,
+        /// The container
+        container: String,
+    },
+    /// Copy files between a container and here: one of the two paths is CONTAINER:PATH
+    Cp {
+        /// From
+        from: String,
+        /// To
+        to: String,
+    },
+    /// Stays beside a detached container.
+    #[command(name = "supervise", hide = true)]
+    Supervise {
+        /// The container
+        container: String,
+    },
     /// Show what this system can: backend, file system, attributes
     Info,
     /// Show what takes how much
@@ -213,6 +251,76 @@ pub struct ChangeArgs {
     pub workdir: Option<String>,
 }
 
+/// `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Print the container's name and leave it running
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Remove the container when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// The container's name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Nothing in the root may be written
+    #[arg(long)]
+    pub read_only: bool,
+    /// Show a directory or file of this machine: SOURCE:TARGET[:ro]; may be repeated
+    #[arg(long, short, value_name = "VOLUME")]
+    pub volume: Vec<Volume>,
+    /// none or host
+    #[arg(long, default_value = "none", value_name = "NETWORK")]
+    pub network: Network,
+    /// In place of the image's entrypoint: words, or a JSON array
+    #[arg(long, value_name = "CMD", value_parser = words)]
+    pub entrypoint: Option<Words>,
+    /// crun or runc [default: what works here]
+    #[arg(long, value_name = "PROGRAM")]
+    pub runtime: Option<PathBuf>,
+    /// What the process has.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The image
+    pub image: String,
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub cmd: Vec<String>,
+}
+
+/// `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// What the process has.
+    #[command(flatten)]
+    pub process: ProcessArgs,
+    /// The container
+    pub container: String,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub cmd: Vec<String>,
+}
+
+/// What a process in a container has.
+#[derive(Debug, Args)]
+pub struct ProcessArgs {
+    /// A terminal
+    #[arg(long, short)]
+    pub tty: bool,
+    /// Standard input (it always has it; for docker's command lines)
+    #[arg(long, short)]
+    pub interactive: bool,
+    /// An environment variable, KEY=VALUE; may be repeated
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// The user, USER[:GROUP]
+    #[arg(long, short)]
+    pub user: Option<String>,
+    /// The working directory
+    #[arg(long, short, value_name = "DIR")]
+    pub workdir: Option<String>,
+}
+
 /// `save`.
 #[derive(Debug, Args)]
 pub struct SaveArgs {
@@ -228,6 +336,46 @@ pub struct SaveArgs {
     /// The images
     #[arg(required = true)]
     pub images: Vec<String>,
+}
+
+/// How a registry is talked to.
+#[derive(Debug, Args)]
+pub struct RegistryArgs {
+    /// Insist on TLS and a known certificate
+    #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub tls_verify: bool,
+    /// The file with credentials [default: podman's and docker's]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+    /// How many layers move at a time
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub jobs: usize,
+    /// Seconds without a byte after which a connection is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub stall_timeout: u64,
+}
+
+/// `pull`.
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// How the registry is talked to
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// The images, HOST[:PORT]/NAME[:TAG]
+    #[arg(required = true)]
+    pub images: Vec<String>,
+}
+
+/// `push`.
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// How the registry is talked to
+    #[command(flatten)]
+    pub registry: RegistryArgs,
+    /// The image
+    pub image: String,
+    /// The name there, HOST[:PORT]/NAME[:TAG] [default: the image's own]
+    pub to: Option<String>,
 }
 
 /// A command line in one argument.

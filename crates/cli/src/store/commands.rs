@@ -3,12 +3,17 @@
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use plyfs_store::{Changes, CheckOptions, Context, Error, Image, Limits, Options, Store, default_root};
+use plyfs_store::{
+    Changes, CheckOptions, Context, Error, Image, Limits, Options, RegistryOptions, State, Store,
+    default_root,
+};
 use serde_json::json;
 
-use super::args::{ChangeArgs, LimitArgs, SaveArgs, StoreCli, StoreCommand};
-use super::bars;
+use super::args::{
+    ChangeArgs, LimitArgs, PullArgs, PushArgs, RegistryArgs, SaveArgs, StoreCli, StoreCommand,
+};
 use super::show::{self, short};
+use super::{bars, running};
 
 /// Why a command ends early.
 pub enum Failure {
@@ -33,7 +38,8 @@ impl From<io::Error> for Failure {
     }
 }
 
-type Done = Result<u8, Failure>;
+/// What a command returns: an exit code.
+pub type Done = Result<u8, Failure>;
 
 /// Runs the command; returns the exit code.
 pub fn run(cli: StoreCli) -> Done {
@@ -61,10 +67,14 @@ fn limits(a: &LimitArgs) -> Limits {
     }
 }
 
-struct Ctx {
-    store: Store,
-    json: bool,
-    backend: plyfs_store::Backend,
+/// What every command has at hand.
+pub struct Ctx {
+    /// The store.
+    pub store: Store,
+    /// Whether JSON is wanted.
+    pub json: bool,
+    /// Who shows merged views.
+    pub backend: plyfs_store::Backend,
 }
 
 impl Ctx {
@@ -76,6 +86,8 @@ impl Ctx {
             StoreCommand::Commit(a) => {
                 self.made(&self.store.commit(&a.container, &a.name, &changes(a.changes))?)
             }
+            StoreCommand::Pull(a) => self.pull(&a),
+            StoreCommand::Push(a) => self.push(&a),
             StoreCommand::Load { from } => self.load(&from),
             StoreCommand::Save(a) => self.save(&a),
             StoreCommand::Images => self.images(),
@@ -89,6 +101,12 @@ impl Ctx {
             StoreCommand::Ps { all: _ } => self.ps(),
             StoreCommand::Diff { container } => self.diff(&container),
             StoreCommand::Export { output, name } => self.export(&name, output.as_deref()),
+            StoreCommand::Run(a) => running::run(self, &a),
+            StoreCommand::Exec(a) => running::exec(self, &a),
+            StoreCommand::Stop { time, containers } => running::stop(self, &containers, time),
+            StoreCommand::Logs { follow, container } => running::logs(self, &container, follow),
+            StoreCommand::Supervise { container } => running::supervise(self, &container),
+            StoreCommand::Cp { from, to } => done(self.store.copy(&from, &to)),
             StoreCommand::Info => self.info(),
             StoreCommand::Df => self.df(),
             StoreCommand::Gc => self.gc(),
@@ -102,7 +120,7 @@ impl Ctx {
     }
 
     /// One line for people, or an object.
-    fn say(&self, value: &serde_json::Value, text: &str) -> Done {
+    pub fn say(&self, value: &serde_json::Value, text: &str) -> Done {
         if self.json {
             show::json(value)?
         } else {
@@ -133,6 +151,19 @@ impl Ctx {
             })?;
         }
         Ok(0)
+    }
+
+    fn pull(&self, a: &PullArgs) -> Done {
+        let options = registry(&a.registry);
+        for name in &a.images {
+            self.made(&self.store.pull(name, &options)?)?;
+        }
+        Ok(0)
+    }
+
+    fn push(&self, a: &PushArgs) -> Done {
+        let digest = self.store.push(&a.image, a.to.as_ref().unwrap_or(&a.image), &registry(&a.registry))?;
+        self.say(&json!({"digest": digest}), &digest.to_string())
     }
 
     fn save(&self, a: &SaveArgs) -> Done {
@@ -233,8 +264,14 @@ impl Ctx {
         let mut rows = Vec::new();
         let mut list = Vec::new();
         for c in self.store.containers()? {
-            let status = if self.store.is_mounted(&c)? { "mounted" } else { "created" };
-            let backend = c.backend.clone().filter(|_| status == "mounted").unwrap_or_else(|| "-".into());
+            let mounted = self.store.is_mounted(&c)?;
+            let status = match self.store.state(&c)? {
+                State::Running(pid) => format!("running ({pid})"),
+                State::Exited(code) => format!("exited ({code})"),
+                State::Created if mounted => "mounted".into(),
+                State::Created => "created".into(),
+            };
+            let backend = c.backend.clone().filter(|_| mounted).unwrap_or_else(|| "-".into());
             list.push(json!({"id": c.id, "name": c.name, "image": c.image_name, "created": c.created, "status": status, "backend": backend}));
             rows.push(vec![
                 short(&c.id),
@@ -387,9 +424,19 @@ impl Ctx {
     }
 }
 
-fn done(r: Result<(), Error>) -> Done {
+/// Nothing to print.
+pub fn done(r: Result<(), Error>) -> Done {
     r?;
     Ok(0)
+}
+
+fn registry(a: &RegistryArgs) -> RegistryOptions {
+    RegistryOptions {
+        tls_verify: a.tls_verify,
+        jobs: a.jobs,
+        auth_file: a.authfile.clone(),
+        stall: a.stall_timeout,
+    }
 }
 
 fn changes(a: ChangeArgs) -> Changes {

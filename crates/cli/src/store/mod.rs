@@ -6,6 +6,7 @@
 mod args;
 mod bars;
 mod commands;
+mod running;
 mod show;
 
 use std::ffi::OsString;
@@ -18,8 +19,31 @@ use args::StoreCli;
 
 /// Verbs that only the store has.
 const OWN: &[&str] = &[
-    "pull", "push", "load", "save", "import", "images", "inspect", "tag", "rmi", "history", "create", "ps",
-    "export", "cp", "rm", "run", "exec", "stop", "logs", "info", "df", "gc", "prune", "check",
+    "pull",
+    "push",
+    "load",
+    "save",
+    "import",
+    "images",
+    "inspect",
+    "tag",
+    "rmi",
+    "history",
+    "create",
+    "ps",
+    "export",
+    "cp",
+    "rm",
+    "run",
+    "exec",
+    "stop",
+    "logs",
+    "info",
+    "df",
+    "gc",
+    "prune",
+    "check",
+    "supervise",
 ];
 
 /// Verbs of both, and the options that make them the union mount's.
