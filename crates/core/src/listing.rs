@@ -48,6 +48,19 @@ impl Listing {
         (hash >> 1).clamp(FIRST_COOKIE, i64::MAX as u64 - 1024)
     }
 
+    /// A listing of names that are all different, made at once: several times faster than one by one.
+    pub fn of(mut names: Vec<(u64, Listed)>) -> Self {
+        names.sort_unstable_by_key(|(cookie, _)| *cookie);
+        let meet = names.windows(2).any(|pair| matches!(pair, [one, other] if one.0 == other.0));
+        let mut listing = Self::default();
+        if meet {
+            names.into_iter().for_each(|(cookie, listed)| listing.insert(cookie, listed));
+        } else {
+            listing.entries = names.into_iter().collect();
+        }
+        listing
+    }
+
     pub fn len(&self) -> usize {
         self.entries.len()
     }

@@ -165,10 +165,24 @@ impl Overlay {
             self.release_lookups(node, 1);
             return Ok((ino, None));
         }
+        if let Some(ino) = self.listed_ino(dir, listed) {
+            return Ok((ino, None));
+        }
         match self.resolve_entry(parent, dir, listed)? {
             Resolution::Found(found) => Ok((found.ino, None)),
             _ => Err(Errno::NOENT),
         }
+    }
+
+    /// What `stat` reports as the number of a listed name, where the layer's own listing is enough to know it: not for an
+    /// upper directory, which may be merged, nor for what may be a copy of a lower object.
+    fn listed_ino(&self, dir: &DirBody, listed: &Listed) -> Option<u64> {
+        if listed.source > 0 {
+            let lower = dir.lowers.get(usize::from(listed.source - 1))?;
+            return Some(self.lower_ino(lower.layer, listed.ino));
+        }
+        let impure = dir.upper.get()?.impure.load(Ordering::Acquire);
+        (!impure && listed.kind != FileKind::Directory).then(|| self.upper_ino(listed.ino))
     }
 
     /// Whether a directory shows nothing.
@@ -217,6 +231,7 @@ impl Overlay {
             listing: Listing::default(),
             hidden: Listing::default(),
             layer_hidden: Vec::new(),
+            fresh: Vec::new(),
         };
         if dir.upper.get().is_some() {
             let fd = self.upper_dir(node)?;
@@ -316,6 +331,8 @@ struct Merge<'a> {
     hidden: Listing,
     /// `.wh.` names of the layer being read: they hide in layers below, not in their own.
     layer_hidden: Vec<SharedName>,
+    /// New names of the layer being read, each once: added together when it is done.
+    fresh: Vec<(u64, Listed)>,
 }
 
 impl Merge<'_> {
@@ -330,6 +347,12 @@ impl Merge<'_> {
                 ControlFlow::Break(())
             }
         })?;
+        let fresh = std::mem::take(&mut self.fresh);
+        if self.listing.len() == 0 {
+            self.listing = Listing::of(fresh);
+        } else {
+            fresh.into_iter().for_each(|(cookie, listed)| self.listing.insert(cookie, listed));
+        }
         let marked = !self.layer_hidden.is_empty();
         for name in std::mem::take(&mut self.layer_hidden) {
             self.hide(name);
@@ -352,11 +375,7 @@ impl Merge<'_> {
             return Ok(());
         }
         let Some(kind) = visible_kind(self.overlay, dir, name, raw.dtype, xwhiteouts)? else {
-            if self.listing.get(cookie, raw.name).is_none() {
-                self.hide(raw.name.into());
-            } else {
-                self.stop(cookie, raw.name);
-            }
+            self.hide(raw.name.into());
             return Ok(());
         };
         if let Some(above) = self.listing.get_mut(cookie, raw.name) {
@@ -366,7 +385,8 @@ impl Merge<'_> {
                 above.below.get_or_insert_default().push(source - 1);
             }
             if !merges {
-                self.stop(cookie, raw.name);
+                // Nothing of that name merges from the layers still to come.
+                self.hide(raw.name.into());
             }
             return Ok(());
         }
@@ -378,13 +398,8 @@ impl Merge<'_> {
             in_lower: Some(source != 0),
             below: None,
         };
-        self.listing.insert(cookie, listed);
+        self.fresh.push((cookie, listed));
         Ok(())
-    }
-
-    /// Nothing of that name merges from the layers still to come.
-    fn stop(&mut self, _cookie: u64, name: &[u8]) {
-        self.hide(name.into());
     }
 
     fn hide(&mut self, name: SharedName) {

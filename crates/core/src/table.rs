@@ -4,7 +4,7 @@
 //! counterpart is the inode cache.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
@@ -16,7 +16,7 @@ use crate::object::NodeId;
 #[derive(Debug, Default)]
 pub(crate) struct NodeTable {
     slots: RwLock<Slots>,
-    hasher: RandomState,
+    hasher: hashbrown::DefaultHashBuilder,
     /// Nodes of leaves with several names, by the upper's inode number (with an index, by the one that is shown), so that
     /// all names share one node.
     links: Mutex<HashMap<u64, NodeId>>,

@@ -122,6 +122,7 @@ struct Mounted {
 impl Mounted {
     fn new(request: &Request<'_>) -> Outcome<Self> {
         process::fill_standard_descriptors().context(|| "cannot open /dev/null")?;
+        plyfs_sys::malloc::share_one_heap();
         process::raise_descriptor_limit().context(|| "cannot raise the limit of open files")?;
         let signals = Signals::new().context(|| "cannot receive signals")?;
         let session = union::mount(&request.spec, &Settings::default(), request.target, request.source)?;

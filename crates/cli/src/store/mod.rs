@@ -80,9 +80,13 @@ pub fn claims(line: &[OsString]) -> bool {
     }
 }
 
-/// No path: it has no slash, and there is nothing of that name here.
+/// No path: it has no slash, and there is nothing of that name here. A mount whose daemon died is something, though it cannot
+/// be looked at.
 fn is_container_name(word: &str) -> bool {
-    !word.contains('/') && !std::path::Path::new(word).exists()
+    let absent = |path: &std::path::Path| {
+        path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    !word.contains('/') && absent(std::path::Path::new(word))
 }
 
 /// Runs a store command; the last word on failures is here.
