@@ -4,9 +4,13 @@
 //! touches no other file. redb keeps the old state until a commit is on the medium, so a killed process or a power cut
 //! leaves the one or the other; its lock on the file lets one process only serve a root.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use redb::{Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition};
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
+use redb::{
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, Table, TableDefinition,
+    WriteTransaction,
+};
 
 use crate::error::{Error, Result};
 use crate::info::{Info, Record};
@@ -22,52 +26,78 @@ const VERSION_KEY: &str = "version";
 const LAST_ID_KEY: &str = "last-id";
 const VERSION: u64 = 1;
 
-/// The open database.
+/// The database. After an I/O error, a full disk for one, redb wants its file opened again: that is done before the next
+/// transaction, so that the service goes on once there is space.
 #[derive(Debug)]
 pub struct Db {
-    database: Database,
+    path: PathBuf,
+    open: RwLock<Option<Database>>,
 }
 
 impl Db {
     /// Opens the database at `path`, or makes an empty one.
     pub fn open(path: &Path) -> Result<Self> {
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => Error::InUse(path.to_owned()),
-            other => Error::database(other),
-        })?;
-        let db = Self { database };
+        let db = Self { path: path.to_owned(), open: RwLock::new(Some(open(path)?)) };
         db.write(|tx| tx.check_version(path))?;
         Ok(db)
     }
 
     /// Runs `f` on one consistent state.
     pub fn read<T>(&self, f: impl FnOnce(&Reader) -> Result<T>) -> Result<T> {
-        let tx = self.database.begin_read().map_err(Error::database)?;
-        f(&Reader { snapshots: tx.open_table(SNAPSHOTS).map_err(Error::database)? })
+        self.with(|database| {
+            let tx = database.begin_read().map_err(Error::database)?;
+            f(&Reader { snapshots: tx.open_table(SNAPSHOTS).map_err(Error::database)? })
+        })
     }
 
     /// Runs `f` alone among writers; what it changed is kept, and on the medium, only if it returns `Ok`.
     pub fn write<T>(&self, f: impl FnOnce(&mut Writer<'_>) -> Result<T>) -> Result<T> {
-        let tx = self.database.begin_write().map_err(Error::database)?;
-        let result = {
-            let mut writer = Writer {
-                snapshots: tx.open_table(SNAPSHOTS).map_err(Error::database)?,
-                children: tx.open_table(CHILDREN).map_err(Error::database)?,
-                counters: tx.open_table(COUNTERS).map_err(Error::database)?,
-            };
-            f(&mut writer)
-        };
-        match result {
-            Ok(value) => {
-                tx.commit().map_err(Error::database)?;
-                Ok(value)
+        self.with(|database| {
+            let tx = database.begin_write().map_err(Error::database)?;
+            let value = Writer::open(&tx).and_then(|mut writer| f(&mut writer));
+            match value {
+                Ok(value) => tx.commit().map_err(Error::database).map(|()| value),
+                Err(error) => {
+                    if let Err(second) = tx.abort() {
+                        tracing::warn!("metadata: taking back a change: {second}");
+                    }
+                    Err(error)
+                }
             }
-            Err(error) => {
-                tx.abort().map_err(Error::database)?;
-                Err(error)
+        })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        let result = f(&*self.opened()?);
+        if result.as_ref().is_err_and(is_io_error) {
+            *self.open.write() = None;
+        }
+        result
+    }
+
+    fn opened(&self) -> Result<MappedRwLockReadGuard<'_, Database>> {
+        loop {
+            if let Ok(database) = RwLockReadGuard::try_map(self.open.read(), Option::as_ref) {
+                return Ok(database);
+            }
+            let mut slot = self.open.write();
+            if slot.is_none() {
+                *slot = Some(open(&self.path)?);
+                tracing::info!("metadata: opened again after an I/O error");
             }
         }
     }
+}
+
+fn open(path: &Path) -> Result<Database> {
+    Database::create(path).map_err(|error| match error {
+        DatabaseError::DatabaseAlreadyOpen => Error::InUse(path.to_owned()),
+        other => Error::database(other),
+    })
+}
+
+fn is_io_error(error: &Error) -> bool {
+    matches!(error, Error::Database(e) if matches!(**e, redb::Error::Io(_) | redb::Error::PreviousIo))
 }
 
 /// Looking up, in a read or a write transaction.
@@ -112,7 +142,15 @@ impl Lookup for Writer<'_> {
     }
 }
 
-impl Writer<'_> {
+impl<'t> Writer<'t> {
+    fn open(tx: &'t WriteTransaction) -> Result<Self> {
+        Ok(Self {
+            snapshots: tx.open_table(SNAPSHOTS).map_err(Error::database)?,
+            children: tx.open_table(CHILDREN).map_err(Error::database)?,
+            counters: tx.open_table(COUNTERS).map_err(Error::database)?,
+        })
+    }
+
     /// Visits every snapshot, ordered by name.
     pub fn each(&self, visit: impl FnMut(Info) -> Result<()>) -> Result<()> {
         each(&self.snapshots, visit)

@@ -79,6 +79,9 @@ impl Error {
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
             Self::InvalidArgument(_) => Code::InvalidArgument,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Code::ResourceExhausted,
+            Self::Database(e) if matches!(&**e, redb::Error::Io(io) if io.kind() == io::ErrorKind::StorageFull) => {
+                Code::ResourceExhausted
+            }
             Self::InUse(_) => Code::Unavailable,
             Self::Io { .. } | Self::Database(_) | Self::Serve { .. } => Code::Internal,
             Self::Damaged(_) => Code::DataLoss,

@@ -150,7 +150,7 @@ impl Snapshotter {
 
     fn create(&self, kind: Kind, key: &str, parent: Option<&str>, labels: Labels) -> Result<Mount> {
         let mapping = Mapping::from_labels(&labels)?;
-        self.db.write(|tx| {
+        let created = self.db.write(|tx| {
             let chain = ledger::create(tx, kind, key, parent, labels)?;
             let mount = mounts::mount(&self.home, &self.backends, &chain)?;
             if has_layer(kind, parent) {
@@ -158,7 +158,12 @@ impl Snapshotter {
                 self.home.create(chain.record.id, attributes, kind == Kind::Active)?;
             }
             Ok(mount)
-        })
+        });
+        if created.is_err() {
+            // What was staged lies in the trash; what was published is an orphan for the next sweep.
+            self.reaper.wake();
+        }
+        created
     }
 
     /// A snapshot's root looks like its parent's, so that the merged root does; a mapped one belongs to the mapped root,

@@ -12,13 +12,16 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use common::process::{Process, serve_if_told};
 use plyfs_testkit::need::Need;
 
 const IMAGE: &str = "docker.io/library/plyfs-test:1";
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
+/// Numbers the looks into containers.
+static LOOKS: AtomicU32 = AtomicU32::new(0);
 
 #[test]
 fn serves_in_a_process_of_its_own() {
@@ -209,6 +212,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.trac
             old.end()
         }
         self.snapshotter = Some(Process::start(self.dir.path(), self.backend));
+        // containerd connects again by itself, after a pause.
+        self.until("containerd reaches the snapshotter", |host| {
+            host.try_ctr(&["snapshots", "--snapshotter", "plyfs", "ls"]).status.success()
+        });
     }
 
     fn restart_containerd(&mut self) {
@@ -291,9 +298,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.trac
     fn expect_written(&self, containers: std::ops::Range<usize>) {
         for n in containers {
             let name = format!("c{n}");
-            let cat = ["tasks", "exec", "--exec-id", "look", &name, "cat", "/written"];
             self.until("the container has written its file", |host| {
-                let output = host.try_ctr(&cat);
+                // An interrupted exec keeps its id for a while.
+                let id = format!("look-{}", LOOKS.fetch_add(1, Ordering::Relaxed));
+                let output = host.try_ctr(&["tasks", "exec", "--exec-id", &id, &name, "cat", "/written"]);
                 output.status.success() && output.stdout == format!("{n}\n").as_bytes()
             });
         }
@@ -303,8 +311,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.trac
         self.ctr(&["snapshots", "--snapshotter", "plyfs", "ls"]).lines().count() - 1
     }
 
-    /// A collection that found the snapshotter away is made up for by the next one.
+    /// A collection that found the snapshotter away is made up for by the next one after a snapshot was removed.
     fn collect_garbage(&self) {
+        self.ctr(&["snapshots", "--snapshotter", "plyfs", "prepare", "collect"]);
+        self.ctr(&["snapshots", "--snapshotter", "plyfs", "rm", "collect"]);
         self.ctr(&["leases", "create", "--id", "collect"]);
         self.ctr(&["leases", "delete", "--sync", "collect"]);
     }

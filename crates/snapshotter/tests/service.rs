@@ -7,10 +7,11 @@ mod common;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use common::{Mounted, Served, cannot_mount, config, connect, labels, refused, tree, write};
 use plyfs_snapshotter::{Backend, Config, Error, Options, Server};
+use plyfs_sys::mount;
 use tonic::Code;
 
 fn count(dir: &Path) -> usize {
@@ -216,4 +217,54 @@ async fn metrics_count_operations_and_snapshots() {
     }
     assert!(page.starts_with("HTTP/1.1 200"));
     assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_an_error_said_so_and_over_when_there_is_space_again() {
+    if cannot_mount() {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("snapshotter-").tempdir().unwrap();
+    let root = dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    mount::mount(c"tmpfs", &root, c"tmpfs", mount::MountFlags::empty(), b"size=8m,mode=700").unwrap();
+    let mounted = Detached(root.clone());
+    let mut s = Served::start_in(dir).await;
+    s.prepare("before", "").await.unwrap();
+    let mut filler = fs::File::create(root.join("filler")).unwrap();
+    while filler.write_all(&[7; 4096]).is_ok() {}
+
+    let long = labels(&[("l", &"x".repeat(4000))]);
+    let mut prepared = 0;
+    let error = loop {
+        match s.prepare_with(&format!("k{prepared}"), "", long.clone()).await {
+            Ok(_) => prepared += 1,
+            Err(error) => break error,
+        }
+        assert!(prepared < 5000, "the disk never filled");
+    };
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error:?}");
+    refused(s.prepare_with("again", "", long.clone()).await, Code::ResourceExhausted);
+
+    fs::remove_file(root.join("filler")).unwrap();
+    drop(filler);
+    assert_eq!(s.list(&[]).await.unwrap().len(), 1 + prepared);
+    s.prepare_with("again", "", long).await.unwrap();
+    s.remove("before").await.unwrap();
+    s.cleanup().await.unwrap();
+    assert_eq!(count(&root.join("overlay2")), prepared + 1);
+    let dir = s.stop().await;
+    let s = Served::start_in(dir).await;
+    let dir = s.stop().await;
+    drop(mounted);
+    drop(dir);
+}
+
+/// A mount that goes, in use or not, when the test ends.
+struct Detached(PathBuf);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        mount::unmount_detached(&self.0).expect("unmount");
+    }
 }
