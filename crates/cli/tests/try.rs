@@ -182,7 +182,8 @@ fn other_file_systems_below_the_root_are_writable_in_the_view_and_reported() {
     for_both("other_file_systems_below_the_root_are_writable_in_the_view_and_reported", |who, place| {
         place.dirs(&["one", "ro"]);
         place.sh("mount -t tmpfs none one; mkdir one/two; mount -t tmpfs none one/two; echo x > one/two/f; chmod -R 777 one
-                  mount -t tmpfs none ro; echo r > ro/f; mount -o remount,ro ro");
+                  mount -t tmpfs none ro; echo r > ro/f; mount -o remount,ro ro
+                mkdir -m 700 closed; mkdir closed/in; mount -t tmpfs none closed/in");
         let script = "echo y > one/two/f; mkdir one/new; touch ro/no; cat ro/f";
         let output = plyfs(who, place, &["try", "--", "sh", "-c", script]).output().unwrap();
         assert_eq!(text(&output.stdout), "r\n");
@@ -191,7 +192,7 @@ fn other_file_systems_below_the_root_are_writable_in_the_view_and_reported() {
         assert!(said.contains("A new/"), "{who:?}: {said}");
         assert!(said.contains("Read-only file system"), "{who:?}: {said}");
         assert_eq!(place.read("one/two/f"), "x\n");
-        place.sh("umount one/two one ro");
+        place.sh("umount one/two one ro closed/in; rm -r closed");
     });
 }
 

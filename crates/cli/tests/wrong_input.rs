@@ -72,6 +72,10 @@ fn other_commands_say_what_is_wrong_as_well() {
     refused(&place, &["diff", "upper", "--lower", "missing"], &["missing", "no such directory"]);
     refused(&place, &["commit", "upper", "--onto", "missing"], &["missing"]);
     refused(&place, &["commit", "upper", "--onto", "a", "--json"], &["--yes or --dry-run"]);
+    refused(&place, &["moutn"], &["moutn", "mount"]);
+    refused(&place, &["diff", "upper"], &["--lower"]);
+    refused(&place, &["umount", "--lasy", "a"], &["--lasy", "--lazy"]);
+    refused(&place, &["completions", "tcsh"], &["tcsh", "bash"]);
     refused(&place, &["features", "--upper", "missing"], &["missing", "--upper"]);
 }
 

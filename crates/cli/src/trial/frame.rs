@@ -9,7 +9,7 @@
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 
-use plyfs_format::{Namespace, Private, RelPath, xattr};
+use plyfs_format::{Name, Namespace, Private, RelPath, xattr};
 use plyfs_sys::{Dir, DirMut, Errno, Times, XattrFlags};
 
 use crate::failure::{Context, Failure, Outcome};
@@ -75,8 +75,22 @@ impl Builder {
                 let opaque = self.namespace.name(Private::Opaque);
                 parent.set_xattr(name, opaque, b"y", XattrFlags::empty())
             }
-            Hole::File => parent.mknod(name, libc_regular(0o444), 0),
-            Hole::Hidden => parent.mknod(name, CHARACTER_DEVICE, 0),
+            Hole::File => parent.mknod(name, REGULAR_FILE, 0),
+            Hole::Hidden => self.hide(&parent, name),
+        }
+    }
+
+    /// Makes a whiteout: a device, or where the file system is an overlay itself, which lets nobody make one, an empty file
+    /// with an attribute, in a directory that says that it has such files.
+    fn hide(&self, parent: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
+        match parent.mknod(name, CHARACTER_DEVICE, 0) {
+            Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP) => {
+                parent.mknod(name, REGULAR_FILE, 0)?;
+                let (whiteout, opaque) = (Private::Whiteout, Private::Opaque);
+                parent.set_xattr(name, self.namespace.name(whiteout), b"y", XattrFlags::empty())?;
+                parent.set_own_xattr(self.namespace.name(opaque), b"x", XattrFlags::empty())
+            }
+            other => other,
         }
     }
 
@@ -112,11 +126,9 @@ impl Builder {
     }
 }
 
+/// Types and permissions as mknod(2) wants them.
 const CHARACTER_DEVICE: u32 = 0o020_000;
-
-fn libc_regular(mode: u32) -> u32 {
-    0o100_000 | mode
-}
+const REGULAR_FILE: u32 = 0o100_444;
 
 /// Copies owner, mode, attributes and times. In a user namespace most owners and some attributes cannot be had.
 fn imitate(original: &Dir, made: &DirMut) -> plyfs_sys::Result<()> {
@@ -147,8 +159,6 @@ fn forgive(result: plyfs_sys::Result<()>) -> plyfs_sys::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-
-    use plyfs_format::Name;
 
     use super::*;
 

@@ -4,7 +4,7 @@
 //! beside it, called UPPER and its path with `@` for `/` (`upper@home`). The work directories lie beside them, for they
 //! must be on the same mount, and are removed at the end; uppers that stayed empty are as well.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -37,15 +37,13 @@ impl Keep {
             parent.canonicalize().context(|| format!("{shown}: its parent directory cannot be found"))?;
         let mut work = OsString::from(".");
         work.push(name);
-        work.push(format!(".work-{}", std::process::id()));
-        let keep = Self {
-            upper: parent.join(name),
-            work: parent.join(work),
-            main: main.to_owned(),
-            uppers: Vec::new(),
-        };
-        make_directory(&keep.upper, 0o755)?;
-        DirBuilder::new().mode(0o700).create(&keep.work).context(|| keep.work.display().to_string())?;
+        work.push(".work-");
+        sweep(&parent, &work);
+        work.push(std::process::id().to_string());
+        let (upper, work) = (parent.join(name), parent.join(work));
+        make_directory(&upper, 0o755)?;
+        DirBuilder::new().mode(0o700).create(&work).context(|| work.display().to_string())?;
+        let keep = Self { upper, work, main: main.to_owned(), uppers: Vec::new() };
         Ok(keep)
     }
 
@@ -79,7 +77,6 @@ impl Keep {
 
     /// Removes what is not kept, and says what is.
     pub fn finish(self, quiet: bool) -> Outcome<()> {
-        remove_tree(&self.work).context(|| format!("{}: cannot remove it", self.work.display()))?;
         for (upper, path) in &self.uppers {
             let empty = fs::read_dir(upper).context(|| upper.display().to_string())?.next().is_none();
             if empty && upper != &self.upper {
@@ -90,6 +87,32 @@ impl Keep {
             }
         }
         Ok(())
+    }
+}
+
+/// The work directories go in any case, also where the view could not be made.
+impl Drop for Keep {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.work) {
+            eprintln!("plyfs: {}: cannot remove it: {error}", self.work.display());
+        }
+    }
+}
+
+/// Removes the work directories that killed processes left beside an upper.
+fn sweep(parent: &Path, prefix: &OsStr) {
+    let Ok(entries) = fs::read_dir(parent) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        let process = process.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        if process.is_some_and(|process| !plyfs_sys::process::is_alive(process))
+            && let Err(error) = remove_tree(&entry.path())
+        {
+            tracing::debug!("{}: {error}", entry.path().display());
+        }
     }
 }
 

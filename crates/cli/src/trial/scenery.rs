@@ -17,7 +17,7 @@ pub enum Part {
     Overlaid,
     /// The same mount, read-only.
     ReadOnly,
-    /// An empty directory: this user may not see what is there.
+    /// An empty directory: this user may not list what is there.
     Closed,
 }
 
@@ -96,16 +96,13 @@ fn is_below(path: &Path, root: &Path) -> bool {
     path != root && path.starts_with(root)
 }
 
-/// `None` if another mount hides this one, or its path is gone.
+/// `None` if another mount hides this one, or its path is gone or cannot be reached.
 fn scene(mount: &MountInfo) -> Option<Scene> {
     let path = mount.target.clone();
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let found = match rustix::fs::statx(CWD, &path, flags, StatxFlags::TYPE | StatxFlags::MNT_ID) {
-        Ok(found) => found,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return None,
-        // A dead FUSE mount, or one of another user.
-        Err(_) => return Some(Scene { path, part: Part::Closed, directory: true }),
-    };
+    // What this user cannot reach (below a directory of somebody else's, a FUSE mount of another user, one whose daemon is
+    // dead) the view's file systems cannot reach either.
+    let found = rustix::fs::statx(CWD, &path, flags, StatxFlags::TYPE | StatxFlags::MNT_ID).ok()?;
     if found.stx_mask & StatxFlags::MNT_ID.bits() != 0 && found.stx_mnt_id != mount.id {
         return None;
     }

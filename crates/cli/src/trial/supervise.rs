@@ -127,10 +127,10 @@ impl<'a> Trial<'a> {
         // The innermost first.
         serving.into_iter().rev().for_each(drop);
         if !args.quiet {
-            report::print(&self.changed(), args.json)?;
+            report::print(&self.changed(), args.json).map_err(own)?;
         }
         if let Some(keep) = self.keep {
-            keep.finish(args.quiet)?;
+            keep.finish(args.quiet).map_err(own)?;
         }
         status
     }
