@@ -26,18 +26,20 @@ pub(crate) struct NodeTable {
 struct Slots {
     nodes: Vec<Option<Arc<Node>>>,
     free: Vec<u32>,
+    /// Nodes forgotten so far. It makes the upper half of an id, so that none is given twice: the kernel and NFS clients keep
+    /// file handles made of it.
+    forgotten: u32,
 }
 
 impl NodeTable {
-    /// The place of an id in the table.
+    /// The place of an id in the table: its lower half, less one.
     pub fn index(id: NodeId) -> u32 {
-        u32::try_from(id.0.saturating_sub(1)).unwrap_or(u32::MAX)
+        (id.0 as u32).wrapping_sub(1)
     }
 
     /// The node with that id, or `None` for one that is not remembered.
     pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        let index = usize::try_from(id.0.checked_sub(1)?).ok()?;
-        self.slots.read().nodes.get(index)?.clone()
+        self.at(Self::index(id)).filter(|node| node.id == id)
     }
 
     /// The node at that place.
@@ -49,7 +51,8 @@ impl NodeTable {
     pub fn insert(&self, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
         let mut slots = self.slots.write();
         let index = slots.free.pop().unwrap_or(u32::try_from(slots.nodes.len()).unwrap_or(u32::MAX));
-        let node = Arc::new(make(NodeId(u64::from(index) + 1)));
+        let id = (u64::from(slots.forgotten) << 32) | (u64::from(index) + 1);
+        let node = Arc::new(make(NodeId(id)));
         match slots.nodes.get_mut(index as usize) {
             Some(slot) => *slot = Some(Arc::clone(&node)),
             None => slots.nodes.push(Some(Arc::clone(&node))),
@@ -61,8 +64,9 @@ impl NodeTable {
     pub fn remove(&self, id: NodeId) {
         let index = Self::index(id);
         let mut slots = self.slots.write();
-        let taken = slots.nodes.get_mut(index as usize).and_then(Option::take);
+        let taken = slots.nodes.get_mut(index as usize).and_then(|slot| slot.take_if(|node| node.id == id));
         if taken.is_some() {
+            slots.forgotten = slots.forgotten.wrapping_add(1);
             slots.free.push(index);
         }
         let live = slots.nodes.len() - slots.free.len();
@@ -118,5 +122,34 @@ impl NodeTable {
         slots.free.retain(|index| (*index as usize) < len);
         slots.nodes.shrink_to_fit();
         slots.free.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plyfs_sys::FileKind;
+
+    use super::*;
+    use crate::directory::DirBody;
+    use crate::node::Body;
+
+    fn insert(table: &NodeTable) -> NodeId {
+        let body = || Body::Dir(Box::new(DirBody::new(Vec::new(), None)));
+        table.insert(|id| Node::new(id, FileKind::Directory, 1, None, body())).id
+    }
+
+    #[test]
+    fn an_id_is_never_given_twice() {
+        let table = NodeTable::default();
+        assert_eq!(insert(&table), NodeId::ROOT);
+        let old = insert(&table);
+        table.remove(old);
+        let new = insert(&table);
+        assert_eq!(NodeTable::index(old), NodeTable::index(new), "the place is used again");
+        assert_ne!(old, new);
+        assert!(table.get(old).is_none() && table.get(new).is_some());
+        table.remove(old);
+        assert!(table.get(new).is_some(), "forgetting the old one again does not touch the new one");
+        assert!(table.get(NodeId(0)).is_none());
     }
 }

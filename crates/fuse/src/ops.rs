@@ -81,13 +81,13 @@ impl Operations {
     /// Takes back what an answer gave that nobody took.
     pub fn take_back(&self, given: Answer, out: &Output) {
         match given {
-            Answer::Entry(node) => self.overlay.forget(node, 1),
+            Answer::Entry(node) => self.forget(node, 1),
             Answer::Open(open) => self.release(open),
             Answer::EntryAndOpen(open) => {
                 self.release(open);
-                self.overlay.forget(open.node, 1);
+                self.forget(open.node, 1);
             }
-            Answer::Listing => Listing::nodes(out.as_bytes()).for_each(|node| self.overlay.forget(node, 1)),
+            Answer::Listing => Listing::nodes(out.as_bytes()).for_each(|node| self.forget(node, 1)),
             Answer::Body | Answer::Data(_) | Answer::Silence => {}
         }
     }
