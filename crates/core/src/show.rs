@@ -151,7 +151,7 @@ impl Show {
 
     /// Whether the attribute records owner and mode in this stack.
     pub fn is_record(&self, name: &[u8]) -> bool {
-        self.any_record && RECORDS.iter().any(|record| record.to_bytes() == name)
+        self.any_record && marks_layer(name)
     }
 
     fn ids(&self, owner: Owner) -> (u32, u32) {
@@ -342,6 +342,11 @@ impl Overlay {
     pub(crate) fn record_of(&self, layer: u16) -> Option<Record> {
         self.lowers.get(usize::from(layer)).and_then(|layer| layer.record)
     }
+}
+
+/// Whether an attribute of a layer's root makes the layer one that records owners and modes.
+pub(crate) fn marks_layer(name: &[u8]) -> bool {
+    RECORDS.iter().any(|record| record.to_bytes() == name)
 }
 
 fn is_acl(name: &[u8]) -> bool {

@@ -65,7 +65,8 @@ impl Overlay {
     /// Sets an attribute, with the flags of `setxattr(2)`; clears set-group-id if `kill_sgid`.
     ///
     /// # Errors
-    /// `EROFS`; `EOPNOTSUPP` for a name that becomes too long; what the upper answers.
+    /// `EROFS`; `EOPNOTSUPP` for a name that becomes too long; `EPERM` for a mark on the root that would make records of
+    /// owners and modes believed; what the upper answers.
     pub fn set_xattr(
         &self,
         node: NodeId,
@@ -75,6 +76,10 @@ impl Overlay {
         kill_sgid: bool,
     ) -> Result<()> {
         let node = self.node(node)?;
+        if node.id == NodeId::ROOT && crate::show::marks_layer(name) {
+            // At the next mount the attributes of this name would be believed on every file.
+            return Err(Errno::PERM);
+        }
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
         self.may_alter(&node)?;

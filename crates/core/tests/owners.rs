@@ -204,3 +204,18 @@ fn inode_numbers_fit_32_bits_where_that_is_asked_for() {
     assert_eq!(attr(&overlay, "f").ino, before);
     list(&overlay, "");
 }
+
+#[test]
+fn no_owner_of_the_root_can_make_records_believed_at_the_next_mount() {
+    let stack = Stack::new(1);
+    stack.file("l0/f", "x");
+    let overlay = stack.open("");
+    for name in [RECORD, "user.fuseoverlayfs.override_stat"] {
+        let set = |node| overlay.set_xattr(node, name.as_bytes(), b"0:0:4755", 0, false);
+        assert_eq!(set(NodeId::ROOT), Err(Errno::PERM), "{name}");
+        // An overlay inside this one keeps its own records.
+        assert_eq!(set(walk(&overlay, "f").unwrap()), Ok(()), "{name}");
+    }
+    drop(overlay);
+    assert_eq!(attr(&stack.open(""), "f").mode & 0o7777, 0o644);
+}
