@@ -25,6 +25,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("setpriv", "util-linux"),
     ("mount", "mount"),
     ("git", "git"),
+    ("crun", "crun"),
+    ("runc", "runc"),
+    ("busybox", "busybox-static"),
     ("python3", "python3"),
 ];
 const APT_LIMIT: Duration = Duration::from_secs(240);

@@ -17,7 +17,9 @@ use crate::trial::StageArgs;
     name = "plyfs",
     version,
     about = "OverlayFS in userspace: a union of read-only directories under a writable one",
-    after_help = "It also answers to the command lines of fuse-overlayfs (plyfs -o OPTIONS TARGET) and of mount(8)\n\
+    after_help = "Images and containers (plyfs [--root DIR] VERB --help): pull push load save import images inspect tag rmi\n\
+                  history create mount umount ps diff commit export cp rm run exec stop logs info df gc check.\n\n\
+                  It also answers to the command lines of fuse-overlayfs (plyfs -o OPTIONS TARGET) and of mount(8)\n\
                   (mount -t fuse.plyfs, by the name mount.fuse.plyfs).",
     propagate_version = true,
     arg_required_else_help = true

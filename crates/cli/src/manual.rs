@@ -13,7 +13,7 @@ use crate::failure::{Context, Outcome};
 /// Prints the completions of `shell`.
 pub fn completions(shell: Shell, out: &mut dyn Write) -> Outcome<()> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "plyfs", &mut text);
+    clap_complete::generate(shell, &mut crate::store::beside(Cli::command()), "plyfs", &mut text);
     Ok(out.write_all(&text)?)
 }
 
@@ -33,7 +33,7 @@ pub fn man(directory: Option<&Path>, out: &mut dyn Write) -> Outcome<()> {
 
 /// The name and text of each page: `plyfs`, then `plyfs-mount` and so on.
 fn pages() -> Outcome<Vec<(String, Vec<u8>)>> {
-    let mut root = Cli::command();
+    let mut root = crate::store::beside(Cli::command());
     root.build();
     let commands = root.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     std::iter::once(root.clone()).chain(commands).map(page).collect()

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::StoreCli;
 
@@ -107,6 +107,20 @@ pub fn main(line: &[OsString]) -> ExitCode {
             }
         }
     }
+}
+
+/// The union mount's commands with the store's beside them, for completions and manual pages.
+pub fn beside(mut root: clap::Command) -> clap::Command {
+    let store = StoreCli::command();
+    let globals: Vec<clap::Arg> = store.get_arguments().filter(|a| a.is_global_set()).cloned().collect();
+    let taken: Vec<String> = root.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    for c in store.get_subcommands().filter(|c| !c.is_hide_set() && !taken.iter().any(|t| t == c.get_name()))
+    {
+        let own: Vec<String> = c.get_arguments().map(|a| a.get_id().to_string()).collect();
+        let fits = globals.iter().filter(|g| !own.iter().any(|o| g.get_id() == o.as_str())).cloned();
+        root = root.subcommand(c.clone().args(fits));
+    }
+    root
 }
 
 #[cfg(test)]

@@ -1,0 +1,124 @@
+//! The store's commands as they are typed: the list in the documentation works word for word.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Shell {
+    dir: tempfile::TempDir,
+}
+
+impl Shell {
+    fn new() -> Shell {
+        Shell { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Runs `plyfs --root R WORDS…` in the directory.
+    fn try_plyfs(&self, words: &[&str]) -> Output {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+        c.args(["--root", "R"]).args(words).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    /// The same, which must succeed; its standard output.
+    fn plyfs(&self, words: &[&str]) -> String {
+        let out = self.try_plyfs(words);
+        assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// A root file system with a shell, as a tar.
+    fn rootfs(&self) {
+        let root = self.dir.path().join("root");
+        for d in ["bin", "etc", "proc", "dev", "sys"] {
+            fs::create_dir_all(root.join(d)).unwrap();
+        }
+        for f in ["f", "g"] {
+            fs::write(root.join("etc").join(f), f).unwrap();
+        }
+        if Path::new("/bin/busybox").exists() {
+            fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+            for n in ["sh", "ls"] {
+                std::os::unix::fs::symlink("busybox", root.join("bin").join(n)).unwrap();
+            }
+        }
+        let tar = Command::new("tar")
+            .args(["-C", "root", "--numeric-owner", "-cf", "rootfs.tar", "."])
+            .current_dir(self.dir.path())
+            .status()
+            .unwrap();
+        assert!(tar.success());
+    }
+}
+
+#[test]
+fn the_documented_commands_work_word_for_word() {
+    let s = Shell::new();
+    s.rootfs();
+    s.plyfs(&["import", "rootfs.tar", "base:1"]);
+    assert_eq!(s.plyfs(&["create", "base:1", "c1"]), "c1\n");
+    let merged = s.plyfs(&["mount", "c1"]);
+    let merged = Path::new(merged.strip_suffix('\n').unwrap());
+    assert!(merged.is_absolute() && merged.join("etc/f").exists(), "the path, alone");
+    fs::write(merged.join("etc/h"), "h").unwrap();
+    fs::write(merged.join("etc/f"), "changed").unwrap();
+    fs::remove_file(merged.join("etc/g")).unwrap();
+    assert_eq!(s.plyfs(&["umount", "c1"]), "");
+    let diff = s.plyfs(&["diff", "c1"]);
+    for line in ["A /etc/h", "C /etc/f", "D /etc/g"] {
+        assert!(diff.lines().any(|l| l == line), "{line} in {diff}");
+    }
+    s.plyfs(&["commit", "c1", "base:2"]);
+    s.plyfs(&["save", "--format", "oci-archive", "-o", "out.tar", "base:2"]);
+    s.plyfs(&["load", "out.tar"]);
+    let can_run = rustix::process::geteuid().is_root()
+        && Path::new("/bin/busybox").exists()
+        && ["/usr/bin/crun", "/usr/sbin/runc"].iter().any(|p| Path::new(p).exists());
+    if can_run {
+        let out = s.plyfs(&["run", "--rm", "base:2", "/bin/sh", "-c", "ls /"]);
+        assert!(out.lines().any(|l| l == "etc"), "{out}");
+    } else {
+        eprintln!("run is not tried: needs root, /bin/busybox, and crun or runc");
+    }
+    assert_eq!(s.plyfs(&["check"]), "no damage\n");
+    assert_eq!(s.plyfs(&["rm", "c1"]), "c1\n");
+}
+
+#[test]
+fn failures_are_one_line_and_an_object_with_json() {
+    let s = Shell::new();
+    let out = s.try_plyfs(&["create", "nothing:1", "c1"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(String::from_utf8(out.stderr).unwrap(), "plyfs: no image \"nothing:1\"\n");
+    let out = s.try_plyfs(&["--json", "rm", "nothing"]);
+    let v: serde_json::Value = serde_json::from_slice(&out.stderr).unwrap();
+    assert_eq!(v["error"], "not-found");
+}
+
+#[test]
+fn every_listing_has_json() {
+    let s = Shell::new();
+    s.rootfs();
+    s.plyfs(&["import", "rootfs.tar", "base:1"]);
+    s.plyfs(&["create", "base:1", "c1"]);
+    for words in [
+        &["images"][..],
+        &["ps"],
+        &["inspect", "base:1"],
+        &["inspect", "c1"],
+        &["history", "base:1"],
+        &["diff", "c1"],
+        &["info"],
+        &["df"],
+        &["check"],
+        &["gc"],
+    ] {
+        let text = s.plyfs(&[&["--json"], words].concat());
+        assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok(), "{words:?}: {text}");
+    }
+    let v: serde_json::Value = serde_json::from_str(&s.plyfs(&["inspect", "c1"])).unwrap();
+    for key in ["LowerDir", "UpperDir", "WorkDir", "MergedDir"] {
+        assert!(v[0]["GraphDriver"]["Data"][key].as_str().is_some_and(|p| p.contains("overlay2")), "{key}");
+    }
+}
