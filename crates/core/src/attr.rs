@@ -31,7 +31,13 @@ impl Overlay {
     ///
     /// # Errors
     /// `EROFS` without an upper; what the layer answers.
-    pub fn setattr(&self, _: &Caller, node: NodeId, handle: Option<HandleId>, set: &SetAttr) -> Result<Attr> {
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        handle: Option<HandleId>,
+        set: &SetAttr,
+    ) -> Result<Attr> {
         let node = self.node(node)?;
         let upper = self.require_upper()?;
         self.may_change(&node, set)?;
@@ -39,12 +45,22 @@ impl Overlay {
             Some(size) => Depth::Data { keep: size },
             None => Depth::Metadata,
         };
+        // Where truncate(2), unlike ftruncate(2), changes no size, the file system decides about the times. After copy-up,
+        // which copies no more than is kept, it would be too late to ask.
+        let keeps_size =
+            handle.is_none() && set.size.is_some() && set.size == Some(self.stat_node(&node)?.size);
+        let only_strips = set.changes_nothing();
+        if only_strips {
+            self.check_may_strip(&node, caller)?;
+        }
         self.ensure(&node, depth)?;
         let object = self.upper_object(&node)?;
-        if set.kill_priv || *set == SetAttr::default() {
-            self.strip_privileges(&object)?;
+        if set.kill_priv || only_strips {
+            self.strip_privileges(&object, caller)?;
         }
-        if let Some(size) = set.size {
+        if let Some(size) = set.size.filter(|_| keeps_size) {
+            upper.truncate_by_name(&*self.shared_file(&node)?, size)?;
+        } else if let Some(size) = set.size {
             self.set_size(&node, handle, size)?;
         }
         self.change_owner(&object, self.show.owner_change(set)?, set.mode.map(|mode| mode & 0o7777))?;
@@ -156,8 +172,20 @@ impl Overlay {
         }
     }
 
-    /// Clears set-user-id, set-group-id where the group may execute, and file capabilities.
-    pub(crate) fn strip_privileges(&self, object: &UpperObject) -> Result<()> {
+    /// A change of nothing comes from a write through a backing file, or from a chown to -1: the kernel does not say which.
+    /// Without anyone who could be writing it is the latter, and only the owner's to make.
+    fn check_may_strip(&self, node: &Node, caller: &Caller) -> Result<()> {
+        let attr = self.compose(node, &self.stat_node(node)?);
+        let privileged = attr.mode & (S_ISUID | S_ISGID) != 0;
+        if privileged && !self.handles.is_written(node) && caller.is_stranger_to(attr.uid) {
+            return Err(Errno::PERM);
+        }
+        Ok(())
+    }
+
+    /// Clears set-user-id, file capabilities, and set-group-id: where the group may execute, and also where it may not
+    /// if the caller is not one of it (`setattr_should_drop_sgid`).
+    pub(crate) fn strip_privileges(&self, object: &UpperObject, caller: &Caller) -> Result<()> {
         let upper = self.require_upper()?;
         let stat = object.stat()?;
         if stat.kind() != FileKind::Regular {
@@ -165,8 +193,8 @@ impl Overlay {
         }
         let mode = if self.show.any_record { self.owner_of(object)?.mode } else { stat.permissions() };
         let mut clear = mode & S_ISUID;
-        if mode & S_IXGRP != 0 {
-            clear |= mode & S_ISGID;
+        if mode & S_ISGID != 0 && (mode & S_IXGRP != 0 || !caller.is_member(stat.gid)) {
+            clear |= S_ISGID;
         }
         if clear != 0 {
             self.change_owner(object, (None, None), Some(mode & !clear))?;

@@ -97,7 +97,7 @@ impl Overlay {
         let wanted = Wanted { caller, mode: S_IFREG | (mode & 0o7777), new: New::File };
         let (entry, node, file) = self.make(parent, name, wanted)?;
         let file = file.ok_or(Errno::IO)?;
-        Ok((entry, self.opened(&node, file)))
+        Ok((entry, self.opened(&node, file, true)))
     }
 
     /// Creates a file without a name (`O_TMPFILE`) in the directory, and opens it.
@@ -128,7 +128,7 @@ impl Overlay {
             node
         });
         let entry = Entry { node: node.id, attr: self.compose(&node, &stat) };
-        Ok((entry, self.opened(&node, file)))
+        Ok((entry, self.opened(&node, file, true)))
     }
 
     fn make(
@@ -334,6 +334,10 @@ impl Overlay {
     }
 
     fn apply_inherited(&self, upper: &Upper, object: &UpperObject, inherited: &Inherited) -> Result<()> {
+        if matches!(object, UpperObject::Dir(_)) && inherited.mode & S_ISGID != 0 {
+            // mkdir(2) takes no set-gid bit; it comes from the parent, which here is work.
+            upper.chmod(object, inherited.mode & 0o7777)?;
+        }
         if let Some(value) = &inherited.access {
             upper.set_xattr(object, xattr::ACL_ACCESS, value, XattrFlags::empty())?;
         }

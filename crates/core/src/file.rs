@@ -22,7 +22,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EROFS` for writing without an upper, `EISDIR`, `ENXIO` for what is no regular file, what the layer answers.
-    pub fn open(&self, _: &Caller, node: NodeId, flags: u32, kill_priv: bool) -> Result<Opened> {
+    pub fn open(&self, caller: &Caller, node: NodeId, flags: u32, kill_priv: bool) -> Result<Opened> {
         let node = self.node(node)?;
         if node.kind != FileKind::Regular {
             return Err(if node.is_dir() { Errno::ISDIR } else { Errno::NXIO });
@@ -41,11 +41,11 @@ impl Overlay {
         }
         if truncates {
             if kill_priv {
-                self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
+                self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)), caller)?;
             }
             self.require_upper()?.truncate(&file, 0)?;
         }
-        Ok(self.opened(&node, file))
+        Ok(self.opened(&node, file, writes))
     }
 
     /// Offers the data of a small lower file to the front end's cache, once: it spares the first read its round trip.
@@ -88,16 +88,22 @@ impl Overlay {
         self.handle_file(handle)?.pread(buf, offset)
     }
 
-    /// Writes at an offset; clears set-id bits and capabilities if `kill_priv`.
+    /// Writes at an offset; clears set-id bits and capabilities if the privileges of `kill_priv` do not keep them.
     ///
     /// # Errors
     /// `EBADF` for a handle that is unknown or was not opened for writing; what the upper answers.
-    pub fn write(&self, handle: HandleId, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+    pub fn write(
+        &self,
+        handle: HandleId,
+        offset: u64,
+        data: &[u8],
+        kill_priv: Option<&Caller>,
+    ) -> Result<usize> {
         let file = self.handle_file(handle)?;
         let upper = self.require_upper()?;
-        if kill_priv {
+        if let Some(caller) = kill_priv {
             // First, as in the kernel: a crash between both must not leave what was written with the privileges.
-            self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)))?;
+            self.strip_privileges(&UpperObject::Leaf(Arc::clone(&file)), caller)?;
         }
         upper.write(&file, data, offset)
     }
@@ -172,14 +178,14 @@ impl Overlay {
     }
 
     /// Makes a handle of an open file.
-    pub(crate) fn opened(&self, node: &Arc<Node>, file: Arc<File>) -> Opened {
+    pub(crate) fn opened(&self, node: &Arc<Node>, file: Arc<File>, writes: bool) -> Opened {
         let data = if self.writable() && !file.is_writable_grant() {
             Data::LowerOfWritable
         } else {
             Data::Shareable(Shareable { file: Arc::clone(&file) })
         };
-        let handle =
-            self.handles.insert(OpenFile { node: Arc::clone(node), file: parking_lot::Mutex::new(file) });
+        let file = parking_lot::Mutex::new(file);
+        let handle = self.handles.insert(OpenFile { node: Arc::clone(node), writes, file });
         Opened { handle, data }
     }
 

@@ -16,6 +16,8 @@ use crate::object::HandleId;
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     pub node: Arc<Node>,
+    /// Opened for writing.
+    pub writes: bool,
     /// The real file; a lower one gives way to the upper one once the node was copied up.
     pub file: Mutex<Arc<File>>,
 }
@@ -36,6 +38,11 @@ impl Handles {
 
     pub fn get(&self, id: HandleId) -> Option<Arc<OpenFile>> {
         self.open.read().get(&id.0).cloned()
+    }
+
+    /// Whether the node is open for writing.
+    pub fn is_written(&self, node: &Node) -> bool {
+        self.open.read().values().any(|open| open.writes && open.node.id == node.id)
     }
 
     pub fn remove(&self, id: HandleId) -> Option<Arc<OpenFile>> {

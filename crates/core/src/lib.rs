@@ -79,7 +79,7 @@ pub use object::{
     Attr, Caller, Data, DirEntry, DirSink, Entry, HandleId, NodeId, Opened, SetAttr, Shareable, StatFs, Time,
     TimeSet,
 };
-pub use overlay::{Overlay, Settings};
+pub use overlay::{Overlay, Settings, Stale};
 pub use plyfs_sys::Errno;
 
 /// Result of an operation: the error is the errno that the kernel's overlayfs would answer.

@@ -18,6 +18,13 @@ impl NodeId {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct HandleId(pub u64);
 
+impl SetAttr {
+    /// Whether no attribute is named.
+    pub(crate) fn changes_nothing(&self) -> bool {
+        Self { kill_priv: false, ..*self } == Self::default()
+    }
+}
+
 /// On whose behalf a request is made. New objects belong to `uid` and `gid`; layers are accessed as the mounter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caller {
@@ -25,10 +32,34 @@ pub struct Caller {
     pub uid: u32,
     /// Filesystem group id.
     pub gid: u32,
-    /// Process id, for messages only.
+    /// Process or thread id, for messages and for its supplementary groups; 0 if it is not known.
     pub pid: u32,
     /// The file mode creation mask; applied by the engine, once, and only where no default ACL is inherited.
     pub umask: u32,
+}
+
+impl Caller {
+    /// Who the caller is, where the request says it or its process can be seen: a mount that can be id-mapped is told of
+    /// callers by their process alone, unless something is created.
+    fn ids(&self) -> Option<plyfs_sys::creds::TaskIds> {
+        const UNKNOWN: u32 = u32::MAX;
+        let seen = plyfs_sys::creds::ids_of(self.pid);
+        if self.uid == UNKNOWN {
+            return seen;
+        }
+        let groups = seen.map_or_else(Vec::new, |seen| seen.groups);
+        Some(plyfs_sys::creds::TaskIds { uid: self.uid, gid: self.gid, groups })
+    }
+
+    /// Whether the caller is root or in that group.
+    pub(crate) fn is_member(&self, group: u32) -> bool {
+        self.ids().is_some_and(|ids| ids.uid == 0 || ids.gid == group || ids.groups.contains(&group))
+    }
+
+    /// Whether the caller is known to be neither root nor that user.
+    pub(crate) fn is_stranger_to(&self, user: u32) -> bool {
+        self.ids().is_some_and(|ids| ids.uid != 0 && ids.uid != user)
+    }
 }
 
 /// A point in time: seconds and nanoseconds since 1970, seconds negative before it.

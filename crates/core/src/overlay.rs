@@ -3,8 +3,8 @@
 //! Owns the stack, the nodes and the handles. The kernel's counterparts are `super.c` and `params.c`.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use crate::ino::{FsIndex, InoSpace};
 use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::lock::{self, OrderedRw};
 use crate::node::{Body, Node};
+use crate::object::NodeId;
 use crate::owner::Owners;
 use crate::probe;
 use crate::protect::Protection;
@@ -61,6 +62,23 @@ impl Default for Settings {
     }
 }
 
+/// What was answered before, and was made untrue by an operation on another node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stale {
+    /// The attributes of a node that was copied up: its change time, and the link count of a directory.
+    Attributes(NodeId),
+    /// An inode number in the listing of a directory: a file with several lower links was copied up.
+    Listing(NodeId),
+}
+
+struct Observer(Box<dyn Fn(Stale) + Send + Sync>);
+
+impl std::fmt::Debug for Observer {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Observer")
+    }
+}
+
 /// A mounted stack: the union of its layers. Every operation takes `&self` and may run on any thread.
 #[derive(Debug)]
 pub struct Overlay {
@@ -82,6 +100,7 @@ pub struct Overlay {
     ino: InoSpace,
     /// The most nodes that were remembered since memory was last given back.
     peak: AtomicUsize,
+    observer: OnceLock<Observer>,
     /// Locks on upper and work, released when the overlay goes.
     _locks: Vec<probe::InUseLock>,
 }
@@ -162,8 +181,23 @@ impl Overlay {
             root,
             ino,
             peak: AtomicUsize::new(0),
+            observer: OnceLock::new(),
             _locks: locks,
         })
+    }
+
+    /// Has `observer` told what a front end that remembers answers must forget. It is called during operations, without
+    /// locks held, before they return. Only the first observer counts.
+    pub fn observe(&self, observer: impl Fn(Stale) + Send + Sync + 'static) {
+        if self.observer.set(Observer(Box::new(observer))).is_err() {
+            tracing::warn!("a second observer of an overlay is not told anything");
+        }
+    }
+
+    pub(crate) fn tell(&self, stale: Stale) {
+        if let Some(Observer(observer)) = self.observer.get() {
+            observer(stale);
+        }
     }
 
     /// Whether the stack has an upper: without one every change is `EROFS`.

@@ -53,6 +53,12 @@ impl Overlay {
     /// Removes the node's name; false if it lost it meanwhile, so that the name must be looked up again.
     fn remove_node(&self, parent: &Arc<Node>, name: &[u8], node: &Arc<Node>) -> Result<bool> {
         let upper = self.require_upper()?;
+        if let Body::Dir(body) = &node.body
+            && !self.is_empty(node, body)?
+        {
+            // Before the parent is copied up for nothing.
+            return Err(Errno::NOTEMPTY);
+        }
         self.ensure(parent, Depth::Metadata)?;
         self.may_alter(parent)?;
         self.may_alter(node)?;

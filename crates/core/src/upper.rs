@@ -218,6 +218,12 @@ impl Upper {
         file.truncate(size)
     }
 
+    /// As [`truncate`](Self::truncate), by truncate(2).
+    pub fn truncate_by_name(&self, file: &File, size: u64) -> Result<()> {
+        self.point("truncate")?;
+        file.truncate_by_name(size)
+    }
+
     pub fn write(&self, file: &File, data: &[u8], offset: u64) -> Result<usize> {
         self.point("write")?;
         file.pwrite(data, offset)

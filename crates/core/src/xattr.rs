@@ -91,7 +91,8 @@ impl Overlay {
         self.ensure(&node, Depth::Metadata)?;
         let object = self.upper_object(&node)?;
         upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))?;
-        if kill_sgid {
+        // The kernel asks for it with a default ACL, too, which has nothing to do with the mode.
+        if kill_sgid && *name == *xattr::ACL_ACCESS {
             let mode = self.owner_of(&object)?.mode;
             self.change_owner(&object, (None, None), Some(mode & !S_ISGID))?;
         }
@@ -102,7 +103,7 @@ impl Overlay {
     ///
     /// # Errors
     /// `EROFS`; `ENODATA`; what the upper answers.
-    pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
+    pub fn remove_xattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
         let node = self.node(node)?;
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
@@ -111,7 +112,14 @@ impl Overlay {
             return Err(Errno::NODATA);
         }
         self.ensure(&node, Depth::Metadata)?;
-        upper.remove_xattr(&self.upper_object(&node)?, &name)
+        let object = self.upper_object(&node)?;
+        upper.remove_xattr(&object, &name)?;
+        let owner = self.owner_of(&object)?;
+        if *name == *xattr::ACL_ACCESS && owner.mode & S_ISGID != 0 && !caller.is_member(owner.gid) {
+            // Of this the kernel tells nothing when an ACL is removed.
+            self.change_owner(&object, (None, None), Some(owner.mode & !S_ISGID))?;
+        }
+        Ok(())
     }
 
     /// The name of an attribute on disk.

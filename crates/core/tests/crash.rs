@@ -248,7 +248,7 @@ fn split<'a>(o: &Overlay, path: &'a str) -> Result<(NodeId, &'a [u8]), Errno> {
 
 fn write(o: &Overlay, path: &str, offset: u64, data: &[u8]) -> Outcome {
     let opened = o.open(&me(), find(o, path)?, 2, false)?;
-    let written = o.write(opened.handle, offset, data, true);
+    let written = o.write(opened.handle, offset, data, Some(&me()));
     o.release(opened.handle);
     written.map(drop)
 }
@@ -347,7 +347,7 @@ fn put_xattr(o: &Overlay, path: &str) -> Outcome {
 fn tmpfile(o: &Overlay, parent: &str, name: &str) -> Outcome {
     let parent = find(o, parent)?;
     let (entry, opened) = o.tmpfile(&me(), parent, 0o600, 2)?;
-    let done = o.write(opened.handle, 0, b"unnamed", false);
+    let done = o.write(opened.handle, 0, b"unnamed", None);
     let done = done.and_then(|_| o.link(entry.node, parent, name.as_bytes()));
     o.release(opened.handle);
     done.map(drop)
@@ -359,7 +359,7 @@ fn write_removed(o: &Overlay, path: &str) -> Outcome {
     let node = find(o, path)?;
     let done = unlink(o, path).and_then(|()| {
         let writer = o.open(&me(), node, 2, false)?;
-        let written = o.write(writer.handle, 0, b"unseen", false);
+        let written = o.write(writer.handle, 0, b"unseen", None);
         o.release(writer.handle);
         written.map(drop)
     });
@@ -420,7 +420,7 @@ fn copy_ups() -> Vec<Operation> {
         ("set an attribute of a lower file", |o| put_xattr(o, "low")),
         ("set an attribute of a lower directory", |o| put_xattr(o, "d/sub")),
         ("set an attribute of an upper file", |o| put_xattr(o, "up")),
-        ("remove an attribute of a lower file", |o| o.remove_xattr(find(o, "color")?, b"user.color")),
+        ("remove an attribute of a lower file", |o| o.remove_xattr(&me(), find(o, "color")?, b"user.color")),
         ("copy a range to a lower file", |o| copy_range(o, "up", "low")),
         ("allocate in a lower file", |o| fallocate(o, "low")),
         ("sync an upper file", |o| sync(o, "up")),

@@ -163,7 +163,7 @@ fn a_write_clears_recorded_set_id_bits() {
     let set = SetAttr { mode: Some(0o4755), ..SetAttr::default() };
     overlay.setattr(&me(), node, None, &set).unwrap();
     let opened = overlay.open(&me(), node, 1, false).unwrap();
-    overlay.write(opened.handle, 0, b"y", true).unwrap();
+    overlay.write(opened.handle, 0, b"y", Some(&me())).unwrap();
     assert_eq!(attr(&overlay, "f").mode, 0o100_755);
 }
 

@@ -92,7 +92,7 @@ fn an_append_only_file_can_be_appended_to_and_touched() {
     assert_eq!(overlay.open(&me(), node, 1, false).unwrap_err(), Errno::PERM);
     assert_eq!(overlay.open(&me(), node, 0o3001, false).unwrap_err(), Errno::PERM);
     let opened = overlay.open(&me(), node, 0o2001, false).unwrap();
-    overlay.write(opened.handle, 1, b"y", false).unwrap();
+    overlay.write(opened.handle, 1, b"y", None).unwrap();
     overlay.release(opened.handle);
     let touch = SetAttr { mtime: Some(TimeSet::Now), ..SetAttr::default() };
     assert_eq!(overlay.setattr(&me(), node, None, &touch).unwrap().size, 2);

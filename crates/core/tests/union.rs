@@ -71,7 +71,7 @@ fn read(overlay: &Overlay, path: &str) -> String {
 fn write(overlay: &Overlay, path: &str, offset: u64, content: &str) {
     let node = walk(overlay, path).unwrap();
     let opened = overlay.open(&me(), node, 1, false).unwrap();
-    assert_eq!(overlay.write(opened.handle, offset, content.as_bytes(), false).unwrap(), content.len());
+    assert_eq!(overlay.write(opened.handle, offset, content.as_bytes(), None).unwrap(), content.len());
     overlay.release(opened.handle);
 }
 
@@ -200,7 +200,7 @@ fn a_file_created_over_a_whiteout_takes_its_place() {
     let overlay = stack.open();
     overlay.unlink(NodeId::ROOT, b"f").unwrap();
     let (entry, opened) = overlay.create(&me(), NodeId::ROOT, b"f", 0o666, 2).unwrap();
-    overlay.write(opened.handle, 0, b"new", false).unwrap();
+    overlay.write(opened.handle, 0, b"new", None).unwrap();
     assert_eq!(entry.attr.mode & 0o7777, 0o644, "the umask is applied once");
     assert_eq!(read(&overlay, "f"), "new");
     assert_eq!(list(&overlay, ""), ["f"]);
@@ -230,7 +230,7 @@ fn an_unlinked_file_stays_usable_for_those_who_have_it_open() {
     let node = walk(&overlay, "f").unwrap();
     let opened = overlay.open(&me(), node, 2, false).unwrap();
     overlay.unlink(NodeId::ROOT, b"f").unwrap();
-    overlay.write(opened.handle, 0, b"alive", false).unwrap();
+    overlay.write(opened.handle, 0, b"alive", None).unwrap();
     let set = SetAttr { size: Some(3), mode: Some(0o600), ..SetAttr::default() };
     let attr = overlay.setattr(&me(), node, Some(opened.handle), &set).unwrap();
     assert_eq!((attr.size, attr.mode & 0o777, attr.nlink), (3, 0o600, 0));

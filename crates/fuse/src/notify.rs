@@ -4,7 +4,7 @@
 //! takes locks that a request in progress may hold, and must not be sent by the thread that is to answer it.
 //! [`attributes_changed`] takes none of them; [`data`] waits for reads of the same pages. Only the mount itself changes what it shows, so that nothing else needs telling.
 
-use plyfs_core::NodeId;
+use plyfs_core::{NodeId, Stale};
 use plyfs_sys::Errno;
 
 use crate::abi::NotifyCode;
@@ -23,6 +23,31 @@ pub fn attributes_changed(channel: &Channel, node: NodeId) -> Result<(), Errno> 
     match channel.notify(NotifyCode::InvalInode, body.as_bytes()) {
         Err(Errno::NOENT) => Ok(()),
         other => other,
+    }
+}
+
+/// The listing remembered for a directory no longer holds, nor do its attributes. A directory's cached pages are locked
+/// only while they are copied from or to, never over a request; so this may be sent before any answer, too.
+///
+/// # Errors
+/// The errno of writev(2). A node that the kernel does not know is no error.
+pub fn listing_changed(channel: &Channel, node: NodeId) -> Result<(), Errno> {
+    let mut body = Output::default();
+    body.u64(node.0).i64(0).i64(0);
+    match channel.notify(NotifyCode::InvalInode, body.as_bytes()) {
+        Err(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Tells the kernel what an operation of the engine made untrue.
+pub fn stale(channel: &Channel, stale: Stale) {
+    let told = match stale {
+        Stale::Attributes(node) => attributes_changed(channel, node),
+        Stale::Listing(node) => listing_changed(channel, node),
+    };
+    if let Err(errno) = told {
+        tracing::warn!(%errno, ?stale, "the kernel could not be told to ask again");
     }
 }
 

@@ -63,7 +63,7 @@ impl Operations {
             | Request::Fsync { .. }
             | Request::Fallocate { .. }
             | Request::Lseek { .. }
-            | Request::CopyFileRange(_) => self.file(node, request, out),
+            | Request::CopyFileRange(_) => self.file(header, node, request, out),
             Request::SetXattr { .. }
             | Request::GetXattr { .. }
             | Request::ListXattr { .. }
@@ -216,11 +216,12 @@ impl Operations {
         (flags & !(O_ACCMODE | O_APPEND)) | access
     }
 
-    fn file(&self, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+    fn file(&self, header: &Header, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
         let overlay = &self.overlay;
         match request {
             Request::Write { handle, offset, data, kill_priv } => {
-                let count = overlay.write(HandleId(handle), offset, data, kill_priv)?;
+                let caller = caller(header, 0);
+                let count = overlay.write(HandleId(handle), offset, data, kill_priv.then_some(&caller))?;
                 encode::written(out, u32::try_from(count).map_err(|_| Errno::OVERFLOW)?);
                 Ok(Answer::Body)
             }
@@ -332,7 +333,7 @@ impl Operations {
             Request::SetXattr { name, value, flags, kill_sgid } => {
                 overlay.set_xattr(node, name, value, flags, kill_sgid).map(done)
             }
-            Request::RemoveXattr { name } => overlay.remove_xattr(node, name).map(done),
+            Request::RemoveXattr { name } => overlay.remove_xattr(&caller(header, 0), node, name).map(done),
             Request::GetXattr { name, size } => sized(&overlay.get_xattr(node, name)?, size, out),
             Request::ListXattr { size } => self.list_xattr(header, node, size, out),
             _ => Err(Errno::NOSYS),

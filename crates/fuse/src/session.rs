@@ -19,6 +19,7 @@ use crate::encode;
 use crate::init::{self, Agreed};
 use crate::iomode::IoModes;
 use crate::mounting::{self, Mounted, Unmounted};
+use crate::notify;
 use crate::ops::Operations;
 use crate::options::MountOptions;
 use crate::request::{Dialect, Header, InitIn, Request};
@@ -64,6 +65,8 @@ impl Session {
         let registry = agreed
             .passthrough()
             .then(|| Box::new(KernelRegistry::new(Arc::clone(&channel))) as Box<dyn Registry<Shareable>>);
+        let told = Arc::clone(&channel);
+        overlay.observe(move |stale| notify::stale(&told, stale));
         let operations = Operations {
             overlay,
             modes: IoModes::new(registry),

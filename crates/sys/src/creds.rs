@@ -45,6 +45,31 @@ pub struct Prepared {
     pub keeps_capabilities: bool,
 }
 
+/// The file system ids and supplementary groups of a process or thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskIds {
+    /// File system user id.
+    pub uid: u32,
+    /// File system group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// The ids of a process or thread, from `/proc/PID/status` (proc_pid_status(5)); `None` if it is gone or cannot be seen.
+#[must_use]
+pub fn ids_of(pid: u32) -> Option<TaskIds> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let numbers = |key: &str| -> Option<Vec<u32>> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_whitespace().map(|number| number.parse().ok()).collect()
+    };
+    // Real, effective, saved, file system.
+    let uid = numbers("Uid:")?.get(3).copied()?;
+    let gid = numbers("Gid:")?.get(3).copied()?;
+    Some(TaskIds { uid, gid, groups: numbers("Groups:")? })
+}
+
 /// What the calling thread has now, and what it had before the first change.
 #[derive(Debug)]
 struct ThreadCreds {

@@ -173,6 +173,17 @@ impl File {
         raw::retry(|| rustix::fs::ftruncate(&self.fd, size))
     }
 
+    /// Sets the size by name (truncate(2)): unlike ftruncate(2) this leaves it to the file system whether a size that does
+    /// not change changes times.
+    pub fn truncate_by_name(&self, size: u64) -> Result<()> {
+        self.require_write()?;
+        let size = libc::off_t::try_from(size).map_err(|_| Errno::FBIG)?;
+        with_proc_path(self.fd.as_fd(), |path| {
+            // SAFETY: `path` is a NUL-terminated string that outlives the call, which only reads it.
+            raw::retry(|| raw::check_int(unsafe { libc::truncate(path.as_ptr(), size) }).map(drop))
+        })
+    }
+
     /// Allocates, punches, zeroes or collapses a range (fallocate(2)).
     pub fn fallocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> Result<()> {
         self.require_write()?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::node::{Body, Node, Place};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, Stale};
 
 /// How much of an object must be in upper.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,8 +38,19 @@ impl Overlay {
         }
         for ancestor in self.missing_ancestors(node).iter().rev() {
             self.ensure_one(ancestor, Depth::Metadata)?;
+            self.tell(Stale::Attributes(ancestor.id));
         }
-        self.ensure_one(node, depth)
+        let (new, ino) = (!node.in_upper(), node.ino());
+        self.ensure_one(node, depth)?;
+        if new {
+            self.tell(Stale::Attributes(node.id));
+        }
+        if node.ino() != ino
+            && let Some(place) = node.place()
+        {
+            self.tell(Stale::Listing(place.parent.id));
+        }
+        Ok(())
     }
 
     /// The ancestors that are not in upper, the nearest first.

@@ -146,7 +146,7 @@ pub fn read(overlay: &Overlay, path: &str) -> String {
 pub fn write(overlay: &Overlay, path: &str, offset: u64, content: &str) {
     let node = walk(overlay, path).unwrap();
     let opened = overlay.open(&me(), node, 1, false).unwrap();
-    assert_eq!(overlay.write(opened.handle, offset, content.as_bytes(), false).unwrap(), content.len());
+    assert_eq!(overlay.write(opened.handle, offset, content.as_bytes(), None).unwrap(), content.len());
     overlay.release(opened.handle);
 }
 
