@@ -44,7 +44,10 @@ impl Driver {
             Driver::Kernel => kernel(stack, target),
             Driver::KernelWith(option) => kernel(&stack.with_option(option), target),
             Driver::Plyfs(binary) => command(Command::new(binary).arg("mount"), stack, target),
-            Driver::FuseOverlayfs(binary) => command(&mut Command::new(binary), stack, target),
+            // It refuses redirects in so many words.
+            Driver::FuseOverlayfs(binary) => {
+                command(&mut Command::new(binary), &stack.with_option("redirect_dir=off"), target)
+            }
         }
         .with_context(|| format!("{self} could not mount {}", target.display()))?;
         Ok(Mounted { driver: self.clone(), target: target.to_owned(), gone: false })
@@ -142,8 +145,9 @@ fn kernel(stack: &Stack, target: &Path) -> Result<()> {
         .with_context(|| option.clone())?;
     }
     fsconfig_create(&context).context("creating the overlay")?;
-    let mount =
-        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).context("fsmount")?;
+    // The kernel overlay keeps access times by its own mount's flags, whatever those of the layers are.
+    let noatime = MountAttrFlags::MOUNT_ATTR_NOATIME;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, noatime).context("fsmount")?;
     move_mount(&mount, "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("move_mount")
 }

@@ -136,6 +136,17 @@ impl Side {
         })
     }
 
+    /// The link count of each open file.
+    pub fn links_of_slots(&self) -> Vec<(u8, u64)> {
+        let links = |slot: &Slot| fs::fstat(&slot.fd).map(|stat| link_count(&stat)).ok();
+        self.slots.iter().filter_map(|(number, slot)| Some((*number, links(slot)?))).collect()
+    }
+
+    /// Empties a slot.
+    pub fn close(&mut self, slot: u8) {
+        self.slots.remove(&slot);
+    }
+
     fn truncate(&self, on: &On, length: u64) -> Outcome {
         match on {
             On::Fd(slot) => self.with_slot(*slot, |fd| fs::ftruncate(fd, length).into()),

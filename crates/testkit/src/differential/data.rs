@@ -131,11 +131,19 @@ fn map_read(fd: BorrowedFd<'_>, page: u64, length: usize) -> Outcome {
     or_failed(map(fd, page, length, false), |map| {
         let Some(memory) = memory() else { return Outcome::NoSlot };
         let mut data = vec![0; length.max(1)];
-        match memory.read_at(&mut data, map.as_ptr() as u64) {
+        let mapped = memory.read_at(&mut data, map.as_ptr() as u64);
+        let mut expected = vec![0; data.len()];
+        let read = io::pread(fd, expected.as_mut_slice(), page * ALIGNMENT as u64).unwrap_or(0);
+        match mapped {
+            // Beyond the end of the file, but within its last page, there are zeros, as in what was not read.
+            Ok(count) if data.get(..count) != expected.get(..count) => {
+                Outcome::Broken("a mapping shows other data than a read".to_owned())
+            }
             Ok(count) => {
                 data.truncate(count);
                 Outcome::Data(count, Content::Digest(digest(&data)))
             }
+            Err(_) if read > 0 => Outcome::Broken("what can be read cannot be seen in a mapping".to_owned()),
             Err(cause) => Outcome::Failed(errno(&cause)),
         }
     })

@@ -195,8 +195,8 @@ pub fn name(rng: &mut Rng, sort: Sort) -> Vec<u8> {
     match rng.u32(..20) {
         0 if dir => b"x:y,z\\".to_vec(),
         _ if dir => pick(rng, &[b"a", b"b", b"c"]).to_vec(),
-        0 => pick(rng, &[b".wh.a".as_slice(), b".wh.d", b".wh..wh..opq", b"\xff\xfe\x80", b"sp ace\n"])
-            .to_vec(),
+        // No `.wh.` names: see known.rs.
+        0 => pick(rng, &[b".wha".as_slice(), b"\xff\xfe\x80", b"sp ace\n"]).to_vec(),
         1 => vec![b'n'; 255],
         _ => pick(rng, &[b"d", b"e", b"f", b"g"]).to_vec(),
     }
@@ -326,8 +326,8 @@ fn on_open_file(rng: &mut Rng, world: &World) -> Op {
         }
         56..64 => Op::Truncate { on: On::Fd(slot), length: somewhere },
         64..72 => {
-            // 0, KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE, UNSHARE_RANGE
-            let mode = pick(rng, &[0, 0, 1, 1, 3, 3, 8, 16, 17, 32, 64, 2]);
+            // 0, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, and one that is refused; those kept out: see known.rs.
+            let mode = pick(rng, &[0, 0, 1, 1, 3, 3, 16, 17, 2]);
             let length = pick(rng, &[0, 1, 4096, 8192, 10_000, 65_536]);
             Op::Fallocate { slot, mode, offset: somewhere, length }
         }

@@ -44,7 +44,7 @@ impl Debug for Outcome {
     fn fmt(&self, out: &mut Formatter<'_>) -> std::fmt::Result {
         match self {
             Outcome::Done => out.write_str("ok"),
-            Outcome::Failed(errno) => write!(out, "{errno:?}"),
+            Outcome::Failed(errno) => write!(out, "errno {} ({errno})", errno.raw_os_error()),
             Outcome::NoSlot => out.write_str("no descriptor"),
             Outcome::Number(number) => write!(out, "{number}"),
             Outcome::Data(length, content) => write!(out, "{length} bytes, {content:?}"),

@@ -107,7 +107,8 @@ impl Display for Finding {
         match self {
             Finding::Results { thread, index, step, results } => {
                 writeln!(out, "step {index} of thread {thread}: {step:?}")?;
-                write!(out, "    left  {:?}\n    right {:?}", results.0, results.1)
+                let (left, right) = differing_parts(&results.0, &results.1);
+                write!(out, "    left  {left}\n    right {right}")
             }
             Finding::Trees { stage, after, differences } => {
                 match after {
@@ -119,6 +120,17 @@ impl Display for Finding {
             Finding::Trouble(what) => write!(out, "trouble: {what}"),
         }
     }
+}
+
+/// Of compound outcomes only the parts that differ.
+fn differing_parts(left: &Outcome, right: &Outcome) -> (String, String) {
+    let (Outcome::Several(lefts), Outcome::Several(rights)) = (left, right) else {
+        return (format!("{left:?}"), format!("{right:?}"));
+    };
+    let parts = lefts.iter().zip(rights).enumerate().filter(|(_, (left, right))| left != right);
+    parts
+        .map(|(number, (left, right))| (format!("[{number}] {left:?} "), format!("[{number}] {right:?} ")))
+        .unzip()
 }
 
 /// Tells a watchdog how far a case is.
@@ -140,8 +152,11 @@ pub fn case(
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     data::prepare();
-    let places = Places::make(setup, arena)?;
+    let lowers = make_lowers(setup, arena)?;
+    // After the lowers and before the uppers: a change of a lower is then told from a copy-up, and it does not matter
+    // what a driver leaves on the root of an upper when it mounts it.
     let clock = Clock::start();
+    let places = Places::make(arena, lowers)?;
     let untouched = places.shoot_lowers()?;
     let finding = match places.mount_both(setup) {
         Ok(mounts) => run_mounted(setup, &places, clock, mounts, sources, progress)?,
@@ -200,19 +215,22 @@ impl Place {
     }
 }
 
+fn make_lowers(setup: &Setup, arena: &Path) -> Result<Vec<PathBuf>> {
+    let lowers: Vec<PathBuf> = (0..setup.layers.len()).map(|n| arena.join(format!("lower-{n}"))).collect();
+    for (spec, lower) in setup.layers.iter().zip(&lowers) {
+        if !lower.exists() {
+            spec.build(lower)?;
+        }
+    }
+    Ok(lowers)
+}
+
 impl Places {
-    fn make(setup: &Setup, arena: &Path) -> Result<Self> {
+    fn make(arena: &Path, lowers: Vec<PathBuf>) -> Result<Self> {
         let sides = ["left", "right"].map(|side| arena.join(side));
         for side in &sides {
             if side.exists() {
                 std::fs::remove_dir_all(side).with_context(|| side.display().to_string())?;
-            }
-        }
-        let lowers: Vec<PathBuf> =
-            (0..setup.layers.len()).map(|n| arena.join(format!("lower-{n}"))).collect();
-        for (spec, lower) in setup.layers.iter().zip(&lowers) {
-            if !lower.exists() {
-                spec.build(lower)?;
             }
         }
         let [left, right] = sides;
@@ -319,6 +337,9 @@ impl Thread<'_> {
                 let (thread, results) = (self.number, Box::new(results));
                 return Ok(Some(Finding::Results { thread, index, step, results }));
             }
+            if results.0 != results.1 {
+                close_differing(&step.op, &mut left, &mut right);
+            }
             source.learn(&step, results.0.succeeded());
             if (index + 1) % self.setup.compare_every == 0 {
                 identity.become_user(User::Root)?;
@@ -336,6 +357,23 @@ impl Thread<'_> {
         match shoot_both(self.clock, left, right) {
             Ok((left, right)) => trees(Stage::Merged, Some((self.number, index)), &left, &right),
             Err(trouble) => Some(trouble),
+        }
+    }
+}
+
+/// After results that differ and are explained: closes the descriptors that would lead the sides apart from now on,
+/// because their positions differ, or because only the right side knows their file to be unlinked.
+fn close_differing(op: &Op, left: &mut Side, right: &mut Side) {
+    if let Op::Seek { slot, .. } = op {
+        left.close(*slot);
+        right.close(*slot);
+    }
+    let linked = left.links_of_slots();
+    for (slot, links) in right.links_of_slots() {
+        let known_to_left = linked.iter().any(|(other, links)| *other == slot && *links == 0);
+        if links == 0 && !known_to_left {
+            left.close(slot);
+            right.close(slot);
         }
     }
 }
