@@ -196,7 +196,7 @@ fn a_file_of_an_ordinary_layer_keeps_its_privileges_in_its_copy_until_it_is_writ
     assert_eq!(mode(&stack.path("u/f")), 0o6755);
     assert_eq!(xattr(&stack.path("u/f"), "security.capability").as_deref(), Some(&CAPABILITY[..]));
     let opened = overlay.open(&USER, walk(&overlay, "f").unwrap(), O_RDWR, true).unwrap();
-    overlay.write(opened.handle, 0, b"evil", true).unwrap();
+    overlay.write(opened.handle, 0, b"evil", Some(&me())).unwrap();
     assert_eq!(mode(&stack.path("u/f")), 0o755);
     assert_eq!(xattr(&stack.path("u/f"), "security.capability"), None);
 }

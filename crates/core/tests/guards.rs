@@ -35,7 +35,7 @@ fn chmod(mode: u32) -> SetAttr {
 /// Writes at the start of a file that is known by its node.
 fn write_node(overlay: &Overlay, node: NodeId, data: &[u8]) -> Result<(), Errno> {
     let opened = overlay.open(&me(), node, O_RDWR, false)?;
-    let written = overlay.write(opened.handle, 0, data, false);
+    let written = overlay.write(opened.handle, 0, data, None);
     overlay.release(opened.handle);
     written.map(drop)
 }
@@ -63,7 +63,7 @@ fn a_writer_is_never_served_from_a_lower_backing() {
         let stat = shared.file().stat().unwrap();
         let upper = fs::metadata(stack.path("u/d/f")).unwrap();
         assert_eq!((stat.ino, stat.dev()), (upper.ino(), upper.dev()), "flags {flags:o}");
-        overlay.write(writer.handle, 0, b"new", false).unwrap();
+        overlay.write(writer.handle, 0, b"new", None).unwrap();
         assert_eq!(fs::read_to_string(stack.path("l0/d/f")).unwrap(), "lower");
         let again = overlay.open(&me(), node, 0, false).unwrap();
         assert!(matches!(again.data, Data::Shareable(_)), "after copy-up readers share the upper file");
@@ -76,7 +76,7 @@ fn a_handle_that_was_opened_for_reading_cannot_write_to_a_lower_file() {
     stack.file("l0/f", "lower");
     let overlay = stack.open("");
     let reader = overlay.open(&me(), walk(&overlay, "f").unwrap(), 0, false).unwrap();
-    assert_eq!(overlay.write(reader.handle, 0, b"new", false), Err(Errno::ROFS));
+    assert_eq!(overlay.write(reader.handle, 0, b"new", None), Err(Errno::ROFS));
     assert_eq!(overlay.fallocate(reader.handle, 0, 0, 10), Err(Errno::ROFS));
     assert_eq!(fs::read_to_string(stack.path("l0/f")).unwrap(), "lower");
 }
@@ -96,7 +96,7 @@ fn eight_threads_that_write_one_file_copy_it_up_once() {
             scope.spawn(move || {
                 start.wait();
                 let opened = overlay.open(&me(), node, O_RDWR, false).unwrap();
-                overlay.write(opened.handle, u64::from(number), &[number], false).unwrap();
+                overlay.write(opened.handle, u64::from(number), &[number], None).unwrap();
                 overlay.release(opened.handle);
             });
         }
@@ -151,7 +151,7 @@ fn use_the_rest(overlay: &Overlay, large: NodeId, number: usize) -> Duration {
     list(overlay, "");
     let name = format!("new{number}");
     let (_, opened) = overlay.create(&me(), NodeId::ROOT, name.as_bytes(), 0o644, O_RDWR).unwrap();
-    overlay.write(opened.handle, 0, b"x", false).unwrap();
+    overlay.write(opened.handle, 0, b"x", None).unwrap();
     overlay.release(opened.handle);
     overlay.unlink(NodeId::ROOT, name.as_bytes()).unwrap();
     started.elapsed()
@@ -286,7 +286,7 @@ fn a_file_that_is_removed_while_it_is_copied_up_goes_on_for_who_opens_it() {
             scope.spawn(|| {
                 start.wait();
                 let opened = overlay.open(&me(), node, O_RDWR, false).unwrap();
-                overlay.write(opened.handle, 0, b"UP", false).unwrap();
+                overlay.write(opened.handle, 0, b"UP", None).unwrap();
                 let mut data = [0; 5];
                 overlay.read(opened.handle, 0, &mut data).unwrap();
                 assert_eq!(&data, b"UPwer");
@@ -466,7 +466,7 @@ fn a_file_whose_names_go_all_at_once_stays_for_who_has_it() {
     let dirs: Vec<NodeId> = (0..8).map(|number| walk(&overlay, &format!("d{number}")).unwrap()).collect();
     for _ in 0..50 {
         let (entry, opened) = overlay.create(&me(), NodeId::ROOT, b"f", 0o644, O_RDWR).unwrap();
-        overlay.write(opened.handle, 0, b"content", false).unwrap();
+        overlay.write(opened.handle, 0, b"content", None).unwrap();
         overlay.release(opened.handle);
         for dir in &dirs {
             overlay.link(entry.node, *dir, b"f").unwrap();
@@ -728,7 +728,7 @@ fn a_file_that_may_only_grow_or_not_change_is_not_opened_for_other_writing() {
     let reader = overlay.open(&me(), node, 0, false).unwrap();
     let refused = overlay.open(&me(), node, O_RDWR, false).map(drop);
     let append = overlay.open(&me(), node, O_WRONLY | O_APPEND, false);
-    let appended = append.and_then(|opened| overlay.write(opened.handle, 3, b" new", false));
+    let appended = append.and_then(|opened| overlay.write(opened.handle, 3, b" new", None));
     overlay.set_inode_flags(node, IMMUTABLE).unwrap();
     overlay.release(reader.handle);
     let immutable = overlay.open(&me(), node, O_RDWR, false).map(drop);

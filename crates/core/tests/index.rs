@@ -116,7 +116,7 @@ fn an_open_file_outlives_its_last_name() {
         overlay.unlink(NodeId::ROOT, name).unwrap();
     }
     overlay.unlink(walk(&overlay, "d").unwrap(), b"c").unwrap();
-    overlay.write(opened.handle, 0, b"alive", false).unwrap();
+    overlay.write(opened.handle, 0, b"alive", None).unwrap();
     let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
     let shown = overlay.setattr(&me(), node, Some(opened.handle), &set).unwrap();
     assert_eq!((shown.size, shown.nlink, shown.mode & 0o777), (5, 0, 0o600));
