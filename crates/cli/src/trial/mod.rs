@@ -12,7 +12,7 @@
 //!
 //! `supervise` keeps the machine's own root, so what it shows as lower is never the view; only `inside` makes the view
 //! its root. The command runs in a user namespace below that of the view's mounts: it cannot undo a read-only mount,
-//! cannot mount a disk, and has no power over the machine's processes, be it started by root or not. If `front` dies,
+//! cannot mount a disk, and cannot see or signal the machine's processes, be it started by root or not. If `front` dies,
 //! `supervise` ends the command and cleans up; if `supervise` dies, the kernel ends everything in the view.
 
 mod frame;
