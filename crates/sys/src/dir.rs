@@ -267,23 +267,48 @@ impl Dir {
         raw::retry(|| rustix::fs::openat(&self.fd, name.as_bytes(), flags, mode))
     }
 
-    /// Opens what lies at `rel`, beneath this directory and over no symbolic link.
+    /// Opens what lies at `rel`, beneath this directory and over no symbolic link. A path longer than one system call takes
+    /// (`PATH_MAX`) is walked in pieces.
     pub(crate) fn resolve(&self, rel: &RelPath, flags: OFlags) -> Result<OwnedFd> {
-        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let path = rel.as_os_str();
-        let mut attempts = 0;
+        let path = rel.as_bytes();
+        if path.len() <= PIECE {
+            return open_beneath(self.fd.as_fd(), path, flags);
+        }
+        let mut rest = path;
+        let mut at: Option<OwnedFd> = None;
         loop {
-            match rustix::fs::openat2(&self.fd, path, flags, Mode::empty(), how) {
-                // A rename or mount somewhere raced with the walk; the kernel cannot tell whether `..` stayed beneath.
-                Err(Errno::AGAIN) if attempts < RESOLVE_ATTEMPTS => attempts += 1,
-                Err(Errno::INTR) => {}
-                other => return other,
-            }
+            let base = at.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
+            let Some((piece, behind)) = split_piece(rest) else { return open_beneath(base, rest, flags) };
+            at = Some(open_beneath(base, piece, DIR_FLAGS)?);
+            rest = behind;
         }
     }
 
     pub(crate) fn entry<'a>(&'a self, name: Name<'a>) -> Target<'a> {
         Target::Child(self.fd.as_fd(), name)
+    }
+}
+
+/// Longest path given to one system call, in bytes: `PATH_MAX` with some to spare.
+const PIECE: usize = 4000;
+
+/// The longest run of whole components that one call takes, and what follows; `None` if all of it fits.
+fn split_piece(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let head = path.get(..PIECE).filter(|_| path.len() > PIECE)?;
+    let slash = head.iter().rposition(|byte| *byte == b'/')?;
+    Some((path.get(..slash)?, path.get(slash + 1..)?))
+}
+
+fn open_beneath(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let mut attempts = 0;
+    loop {
+        match rustix::fs::openat2(dir, path, flags, Mode::empty(), how) {
+            // A rename or mount somewhere raced with the walk; the kernel cannot tell whether `..` stayed beneath.
+            Err(Errno::AGAIN) if attempts < RESOLVE_ATTEMPTS => attempts += 1,
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
     }
 }
 

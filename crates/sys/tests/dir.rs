@@ -251,3 +251,22 @@ fn every_descriptor_is_closed_on_exec() {
         assert!(rustix::io::fcntl_getfd(fd).expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
     }
 }
+
+#[test]
+fn a_path_longer_than_one_system_call_takes_is_walked_in_pieces() {
+    const LEVELS: usize = 120;
+    let (temp, _) = scratch();
+    let long = "d".repeat(50);
+    let mut dir = plyfs_sys::DirMut::open_root(temp.path()).expect("the root");
+    for _ in 0..LEVELS {
+        dir.create_dir(name(&long), 0o755).expect("a level");
+        dir = dir.child_mut(name(&long)).expect("the level");
+    }
+    dir.create_dir(name("bottom"), 0o755).expect("the bottom");
+    let path = format!("{}/bottom", vec![long.as_str(); LEVELS].join("/"));
+    assert!(path.len() > 4096);
+    let root = Dir::open_root(temp.path()).expect("the root");
+    let bottom = root.open_dir(&rel(&path)).expect("the bottom by its path");
+    let inode = dir.stat_at(name("bottom")).expect("the bottom by its name").ino;
+    assert_eq!(bottom.stat().expect("attributes").ino, inode);
+}
