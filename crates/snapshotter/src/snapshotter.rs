@@ -75,7 +75,7 @@ impl Snapshotter {
         Ok(Info { name: key.to_owned(), record })
     }
 
-    /// Changes labels; see [`ledger::update`].
+    /// Changes labels; see `ledger::update`.
     pub fn update(&self, name: &str, labels: &Labels, paths: &[String]) -> Result<Info> {
         self.db.write(|tx| ledger::update(tx, name, labels, paths))
     }

@@ -1,5 +1,10 @@
 //! What can be typed. Each option is defined here once; help and completions come from it.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts: brackets mean what may be left out"
+)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
