@@ -308,7 +308,14 @@ fn make_root(
         None => None,
     };
     let body = Body::Dir(Box::new(DirBody::new(dirs, upper_dir)));
-    let ino = ino.map(top.fs, top_ino);
+    // The root is the upper's where there is one, in the kernel too: nothing was ever copied up to it.
+    let ino = match upper {
+        Some(upper) => {
+            let stat = upper.root.stat().map_err(|errno| directory_error("upperdir", &upper.path, errno))?;
+            ino.map(FsIndex(0), stat.ino)
+        }
+        None => ino.map(top.fs, top_ino),
+    };
     Ok(table.insert_root(|id| Node::new(id, plyfs_sys::FileKind::Directory, ino, None, body)))
 }
 
