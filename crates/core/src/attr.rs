@@ -49,15 +49,12 @@ impl Overlay {
         // which copies no more than is kept, it would be too late to ask.
         let keeps_size =
             handle.is_none() && set.size.is_some() && set.size == Some(self.stat_node(&node)?.size);
-        let only_strips = set.changes_nothing();
-        if only_strips {
+        if set.changes_nothing() {
             self.check_may_strip(&node, caller)?;
         }
         self.ensure(&node, depth)?;
         let object = self.upper_object(&node)?;
-        if set.kill_priv || only_strips {
-            self.strip_privileges(&object, caller)?;
-        }
+        self.settle_privileges(&node, &object, caller, set)?;
         if let Some(size) = set.size.filter(|_| keeps_size) {
             upper.truncate_by_name(&*self.shared_file(&node)?, size)?;
         } else if let Some(size) = set.size {
@@ -135,11 +132,16 @@ impl Overlay {
 
     /// What `stat` reports for a node whose object has these attributes.
     pub(crate) fn compose(&self, node: &Node, stat: &Stat) -> Attr {
-        let merged = node.as_dir().is_some_and(crate::directory::DirBody::is_merged);
+        let nlink = match &node.body {
+            Body::Dir(dir) if dir.is_merged() => 1,
+            // Its lower object keeps its links; here it has none.
+            Body::Leaf(leaf) if leaf.upper.get().is_none() && node.place().is_none() => 0,
+            _ => stat.nlink,
+        };
         let mut attr = Attr {
             ino: node.ino(),
             mode: stat.mode,
-            nlink: if merged { 1 } else { stat.nlink },
+            nlink,
             uid: stat.uid,
             gid: stat.gid,
             rdev: (stat.rdev_major, stat.rdev_minor),
@@ -176,9 +178,37 @@ impl Overlay {
     /// Without anyone who could be writing it is the latter, and only the owner's to make.
     fn check_may_strip(&self, node: &Node, caller: &Caller) -> Result<()> {
         let attr = self.compose(node, &self.stat_node(node)?);
-        let privileged = attr.mode & (S_ISUID | S_ISGID) != 0;
+        let privileged = !node.is_dir() && attr.mode & (S_ISUID | S_ISGID) != 0;
         if privileged && !self.handles.is_written(node) && caller.is_stranger_to(attr.uid) {
             return Err(Errno::PERM);
+        }
+        Ok(())
+    }
+
+    /// The set-id bits and capabilities that go with a change which does not name them.
+    fn settle_privileges(
+        &self,
+        node: &Node,
+        object: &UpperObject,
+        caller: &Caller,
+        set: &SetAttr,
+    ) -> Result<()> {
+        if set.changes_nothing() && self.handles.is_written(node) && caller.is_root() {
+            // A write by one who has CAP_FSETID: only a capability goes.
+            return self.drop_capability(object);
+        }
+        if set.kill_priv || set.changes_nothing() {
+            return self.strip_privileges(object, caller);
+        }
+        let chowns = (set.uid.is_some() || set.gid.is_some()) && !node.is_dir();
+        if !chowns {
+            return Ok(());
+        }
+        let owner = self.owner_of(object)?;
+        let only_locks = owner.mode & (S_ISGID | S_IXGRP) == S_ISGID;
+        if only_locks && !caller.is_member(owner.gid) {
+            // The layer's file system does this for the mounter, who is privileged; the caller is not.
+            self.change_owner(object, (None, None), Some(owner.mode & !S_ISGID))?;
         }
         Ok(())
     }
@@ -186,7 +216,6 @@ impl Overlay {
     /// Clears set-user-id, file capabilities, and set-group-id: where the group may execute, and also where it may not
     /// if the caller is not one of it (`setattr_should_drop_sgid`).
     pub(crate) fn strip_privileges(&self, object: &UpperObject, caller: &Caller) -> Result<()> {
-        let upper = self.require_upper()?;
         let stat = object.stat()?;
         if stat.kind() != FileKind::Regular {
             return Ok(());
@@ -199,7 +228,11 @@ impl Overlay {
         if clear != 0 {
             self.change_owner(object, (None, None), Some(mode & !clear))?;
         }
-        match upper.remove_xattr(object, plyfs_format::xattr::CAPABILITY) {
+        self.drop_capability(object)
+    }
+
+    fn drop_capability(&self, object: &UpperObject) -> Result<()> {
+        match self.require_upper()?.remove_xattr(object, plyfs_format::xattr::CAPABILITY) {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
             // An ordinary user may not remove what is not there either.
             Err(Errno::PERM) if object.get_xattr(plyfs_format::xattr::CAPABILITY)?.is_none() => Ok(()),

@@ -51,6 +51,11 @@ impl Caller {
         Some(plyfs_sys::creds::TaskIds { uid: self.uid, gid: self.gid, groups })
     }
 
+    /// Whether the caller is known to be root.
+    pub(crate) fn is_root(&self) -> bool {
+        self.ids().is_some_and(|ids| ids.uid == 0)
+    }
+
     /// Whether the caller is root or in that group.
     pub(crate) fn is_member(&self, group: u32) -> bool {
         self.ids().is_some_and(|ids| ids.uid == 0 || ids.gid == group || ids.groups.contains(&group))

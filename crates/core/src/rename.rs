@@ -170,6 +170,14 @@ impl Overlay {
         if !same_parent && moved.is_dir() && is_below(&new.parent, moved) {
             return Err(Errno::INVAL);
         }
+        if let Some(replaced) = new.node.as_ref().filter(|_| !exchange)
+            && let Body::Dir(dir) = &replaced.body
+            && !dir.lowers.is_empty()
+            && !self.is_empty(replaced, dir)?
+        {
+            // Before anything is copied up for nothing. Of a directory of upper alone the rename itself says it.
+            return Err(Errno::NOTEMPTY);
+        }
         Ok(true)
     }
 

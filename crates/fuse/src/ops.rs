@@ -234,6 +234,9 @@ impl Operations {
             Request::Fallocate { handle, offset, length, mode } => {
                 overlay.fallocate(HandleId(handle), mode, offset, length).map(done)
             }
+            // What the kernel has not written back yet would be a hole, and lost to who copies by SEEK_DATA. So it is left
+            // to the kernel, to which such a file is all data.
+            Request::Lseek { .. } if self.writeback => Err(Errno::NOSYS),
             Request::Lseek { handle, offset, whence } => {
                 encode::number(out, overlay.lseek(HandleId(handle), offset, whence)?);
                 Ok(Answer::Body)
