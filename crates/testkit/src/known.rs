@@ -2,22 +2,46 @@
 //!
 //! Whatever is not here is a finding. The list is mirrored in `docs/compatibility.md`.
 //!
-//! Two more differences are kept out of the comparison altogether, since the sides would go apart by them:
+//! Five more differences are kept out of the comparison altogether, since the sides would go apart by them:
 //! - plyfs, like fuse-overlayfs, reads `.wh.NAME` and `.wh..wh..opq` as whiteout and opaque mark (image layers hold
 //!   them), and refuses to make such names; to the kernel they are names like any other.
+//! - The positions of a directory are its file system's own, and what lseek(2) does to them is decided by the kernel.
+//! - A chown to -1 and -1 by a stranger is EPERM for a set-id file; FUSE gives it the form of a write, and while the
+//!   file is open for writing plyfs takes it for one.
+//! - A lower file that is unlinked while it is open: the kernel goes on to show the lower's links, and its copy-up fails
+//!   or, for a device, brings the name back. Such descriptors are closed; the cases of `posix` have what plyfs does.
 //! - The kernel's FUSE refuses fallocate with COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE before plyfs hears of it.
 
 use crate::compare::{self, Difference};
 use crate::differential::listing;
-use crate::differential::op::{On, Op};
+use crate::differential::op::{On, Op, Whence};
 use crate::differential::outcome::{Outcome, StatShot};
 use crate::differential::run::Stage;
+use crate::layer::Namespace;
+use crate::snapshot::Stamp;
 use rustix::io::Errno;
+
+/// Where an explanation counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Always.
+    Everywhere,
+    /// Only in a user namespace: there plyfs has no passthrough, and the kernel collects writes.
+    UserSpace,
+}
+
+impl Scope {
+    fn holds(self, namespace: Namespace) -> bool {
+        self == Scope::Everywhere || namespace == Namespace::User
+    }
+}
 
 /// An explained difference in the results of one operation; left is the kernel.
 pub struct KnownResult {
     /// Why plyfs differs.
     pub reason: &'static str,
+    /// Where it counts.
+    pub scope: Scope,
     /// Whether it explains these results.
     pub explains: fn(&Op, &Outcome, &Outcome) -> bool,
 }
@@ -26,6 +50,8 @@ pub struct KnownResult {
 pub struct KnownTree {
     /// Why plyfs differs.
     pub reason: &'static str,
+    /// Where it counts.
+    pub scope: Scope,
     /// Whether it explains this difference.
     pub explains: fn(Stage, &Difference) -> bool,
 }
@@ -34,19 +60,14 @@ pub struct KnownTree {
 pub const INTENDED: &[KnownResult] = &[
     KnownResult {
         reason: "where the kernel's own listing contradicts itself, plyfs need not",
+        scope: Scope::Everywhere,
         explains: |_, kernel, plyfs| {
             matches!(kernel, Outcome::Broken(_)) && !matches!(plyfs, Outcome::Broken(_))
         },
     },
     KnownResult {
-        reason: "where a FUSE directory is positioned is checked by nobody but the kernel's FUSE, which lets any pass",
-        explains: |op, kernel, plyfs| {
-            let odd = matches!(plyfs, Outcome::Number(_) | Outcome::Failed(Errno::NXIO));
-            matches!(op, Op::Seek { .. }) && *kernel == Outcome::Failed(Errno::INVAL) && odd
-        },
-    },
-    KnownResult {
         reason: "the kernel counts an overlay's own attributes in the length of a list from which it leaves them out",
+        scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let list = matches!(op, Op::ListXattr { .. });
             list && match (kernel, plyfs) {
@@ -58,6 +79,7 @@ pub const INTENDED: &[KnownResult] = &[
     },
     KnownResult {
         reason: "a layer without support for an attribute's namespace must not break access: the attribute is absent",
+        scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let reads = matches!(op, Op::GetXattr { .. } | Op::RemoveXattr { .. });
             reads && *kernel == Outcome::Failed(Errno::OPNOTSUPP) && *plyfs == Outcome::Failed(Errno::NODATA)
@@ -65,6 +87,7 @@ pub const INTENDED: &[KnownResult] = &[
     },
     KnownResult {
         reason: "the kernel shows the links of the lower file after its name in the overlay was removed",
+        scope: Scope::Everywhere,
         explains: |_, kernel, plyfs| match (kernel, plyfs) {
             (Outcome::Stat(kernel), Outcome::Stat(plyfs)) => {
                 let unlinked = StatShot { nlink: 0, ..StatShot::clone(kernel) };
@@ -75,6 +98,7 @@ pub const INTENDED: &[KnownResult] = &[
     },
     KnownResult {
         reason: "the kernel cannot copy up a lower file that was unlinked while open: the whiteout is in its way",
+        scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let by_descriptor = matches!(op, Op::Reopen { .. })
                 || matches!(
@@ -89,18 +113,88 @@ pub const INTENDED: &[KnownResult] = &[
             by_descriptor && refused && *plyfs == Outcome::Done
         },
     },
-    KnownResult { reason: NO_GHOSTS, explains: |_, kernel, plyfs| only_fewer_ghosts(kernel, plyfs) },
+    KnownResult {
+        reason: "which holes are left after copy-up, or seen in what is not yet written back, is nobody's promise",
+        scope: Scope::Everywhere,
+        explains: |op, kernel, plyfs| {
+            let holes = matches!(op, Op::Seek { whence: Whence::Hole | Whence::Data, .. });
+            holes && matches!((kernel, plyfs), (Outcome::Number(_), Outcome::Number(_)))
+        },
+    },
+    KnownResult {
+        reason: "a directory cannot be read(2) from; before that, the kernel overlay may find its position invalid",
+        scope: Scope::Everywhere,
+        explains: |op, kernel, plyfs| {
+            let read = matches!(op, Op::Read { .. });
+            read && *kernel == Outcome::Failed(Errno::INVAL) && *plyfs == Outcome::Failed(Errno::ISDIR)
+        },
+    },
+    KnownResult {
+        reason: "POSIX allows both for a rename onto a directory that is not empty; xfs says EEXIST, and is not asked",
+        scope: Scope::Everywhere,
+        explains: |op, kernel, plyfs| {
+            let rename = matches!(op, Op::Rename { .. });
+            rename && *kernel == Outcome::Failed(Errno::EXIST) && *plyfs == Outcome::Failed(Errno::NOTEMPTY)
+        },
+    },
+    KnownResult {
+        reason: WRITEBACK_CTIME,
+        scope: Scope::UserSpace,
+        explains: |_, kernel, plyfs| match (kernel, plyfs) {
+            (Outcome::Stat(kernel), Outcome::Stat(plyfs)) => copy_up_unnoticed(kernel, plyfs),
+            _ => false,
+        },
+    },
+    KnownResult {
+        reason: NO_GHOSTS,
+        scope: Scope::Everywhere,
+        explains: |_, kernel, plyfs| only_fewer_ghosts(kernel, plyfs),
+    },
 ];
 
 /// The explained differences between trees.
 pub const INTENDED_TREES: &[KnownTree] = &[
     KnownTree {
         reason: NO_GHOSTS,
+        scope: Scope::Everywhere,
         explains: |_, difference| difference.field == compare::GHOST && difference.right == "false",
+    },
+    KnownTree {
+        reason: "before a rename to another directory that fails the kernel has already made the redirect absolute",
+        scope: Scope::Everywhere,
+        explains: |stage, difference| {
+            let target = |text: &str| {
+                text.trim_matches('"').split_once(".overlay.redirect = ").map(|(_, to)| to.to_owned())
+            };
+            let both = target(&difference.left).zip(target(&difference.right));
+            stage == Stage::Upper
+                && both.is_some_and(|(kernel, plyfs)| kernel.ends_with(&format!("/{plyfs}")))
+        },
+    },
+    KnownTree {
+        reason: WRITEBACK_CTIME,
+        scope: Scope::UserSpace,
+        explains: |stage, difference| {
+            stage != Stage::Upper && difference.field == "ctime" && difference.left == "Recent"
+        },
+    },
+    KnownTree {
+        reason: "in a user namespace the kernel gives the names of a lower file that was linked different inode numbers",
+        scope: Scope::UserSpace,
+        explains: |stage, difference| stage != Stage::Upper && difference.field == "inode shared with",
+    },
+    KnownTree {
+        reason: "before a copy-up or rename that fails the kernel has already marked the parent impure",
+        scope: Scope::Everywhere,
+        explains: |stage, difference| {
+            let marked = difference.left.contains(".overlay.impure = y");
+            stage == Stage::Upper && marked && difference.right.contains("absent")
+        },
     },
     KnownTree {
         reason: "where a copied-up file is linked into a directory that was not, the kernel forgets to mark it impure, \
                  and then lists a wrong inode number; plyfs marks it",
+        scope: Scope::Everywhere,
         explains: |stage, difference| {
             let gained = difference.left.contains(".overlay.impure absent");
             stage == Stage::Upper && difference.field == "xattr" && gained
@@ -108,11 +202,13 @@ pub const INTENDED_TREES: &[KnownTree] = &[
     },
     KnownTree {
         reason: "where the kernel lists an inode number other than that of stat, plyfs need not",
+        scope: Scope::Everywhere,
         explains: |_, difference| difference.field == "listing" && difference.right == "[]",
     },
     KnownTree {
         // Where plyfs needs one and has none, the trees after the remounts tell.
         reason: "before a rename that fails the kernel has already marked the directory for its new place",
+        scope: Scope::Everywhere,
         explains: |stage, difference| {
             let marks = [".overlay.redirect = ", ".overlay.opaque = "];
             let recorded = marks.iter().any(|mark| difference.left.contains(mark));
@@ -121,11 +217,15 @@ pub const INTENDED_TREES: &[KnownTree] = &[
     },
     KnownTree {
         reason: "the kernel gives an upper a UUID at its first mount (uuid=auto); plyfs has no need of one",
+        scope: Scope::Everywhere,
         explains: |stage, difference| {
             stage == Stage::Upper && difference.path.is_empty() && difference.left.contains(".overlay.uuid")
         },
     },
 ];
+
+const WRITEBACK_CTIME: &str = "where the kernel's FUSE collects writes it keeps the change time of files itself, and a \
+                               copy-up is no change to it";
 
 const NO_GHOSTS: &str = "the kernel lists a whiteout that lies in a lower directory merged with nothing, though no \
                          lookup finds it; plyfs does not list it";
@@ -140,21 +240,32 @@ fn only_fewer_ghosts(kernel: &Outcome, plyfs: &Outcome) -> bool {
 /// True if the results of an operation on both sides are equal or their difference is explained.
 ///
 /// Compound outcomes are compared part by part.
-pub fn accepts(op: &Op, kernel: &Outcome, plyfs: &Outcome) -> bool {
-    if kernel == plyfs || INTENDED.iter().any(|known| (known.explains)(op, kernel, plyfs)) {
+pub fn accepts(namespace: Namespace, op: &Op, kernel: &Outcome, plyfs: &Outcome) -> bool {
+    let explains = |known: &KnownResult| known.scope.holds(namespace) && (known.explains)(op, kernel, plyfs);
+    if kernel == plyfs || INTENDED.iter().any(explains) {
         return true;
     }
     match (kernel, plyfs) {
         (Outcome::Several(kernel), Outcome::Several(plyfs)) if kernel.len() == plyfs.len() => {
-            kernel.iter().zip(plyfs).all(|(kernel, plyfs)| accepts(op, kernel, plyfs))
+            kernel.iter().zip(plyfs).all(|(kernel, plyfs)| accepts(namespace, op, kernel, plyfs))
         }
         _ => false,
     }
 }
 
 /// The differences between two trees that nothing explains.
-pub fn unexplained(stage: Stage, differences: Vec<Difference>) -> Vec<Difference> {
-    let explained =
-        |difference: &Difference| INTENDED_TREES.iter().any(|known| (known.explains)(stage, difference));
+pub fn unexplained(namespace: Namespace, stage: Stage, differences: Vec<Difference>) -> Vec<Difference> {
+    let explained = |difference: &Difference| {
+        let mut known = INTENDED_TREES.iter().filter(|known| known.scope.holds(namespace));
+        known.any(|known| (known.explains)(stage, difference))
+    };
     differences.into_iter().filter(|difference| !explained(difference)).collect()
+}
+
+/// Whether two stamps differ because only the kernel overlay counts a copy-up as a change.
+fn copy_up_unnoticed(kernel: &StatShot, plyfs: &StatShot) -> bool {
+    let [atime, mtime, ctime] = kernel.times;
+    let regular = kernel.mode & 0o170_000 == 0o100_000;
+    let same = StatShot { times: [atime, mtime, plyfs.times[2]], ..kernel.clone() };
+    regular && ctime == Stamp::Recent && same == *plyfs
 }

@@ -410,7 +410,9 @@ fn on_attributes(rng: &mut Rng, world: &World) -> Op {
         0..22 => Op::Chmod { on, mode: mode(rng, sort) },
         22..38 => {
             let ids = [None, Some(0), Some(1000), Some(1001), Some(2000)];
-            Op::Chown { on, uid: pick(rng, &ids), gid: pick(rng, &ids) }
+            let (uid, gid) = (pick(rng, &ids), pick(rng, &ids));
+            // Never -1 for both: see known.rs.
+            Op::Chown { on, uid: if gid.is_none() { uid.or(Some(0)) } else { uid }, gid }
         }
         38..60 => Op::Utimens { on, atime: time(rng), mtime: time(rng) },
         60..78 => {

@@ -149,7 +149,9 @@ fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
 /// The names listed, less those that cannot be found (see [`GHOST`]).
 fn names_of(dir: &OwnedFd) -> Result<BTreeSet<Vec<u8>>, Errno> {
     let found = |name: &Vec<u8>| {
-        fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW).err() != Some(Errno::NOENT)
+        let stat = fs::statat(dir, OsStr::from_bytes(name), AtFlags::SYMLINK_NOFOLLOW);
+        // One who may list but not search cannot tell which names are ghosts.
+        !matches!(stat, Err(Errno::NOENT | Errno::ACCESS))
     };
     Ok(list(dir)?.into_iter().map(|entry| entry.name).filter(found).collect())
 }
@@ -167,6 +169,8 @@ fn describe(dir: BorrowedFd<'_>, entry: &Listed) -> Result<String, Outcome> {
             Err(Outcome::Broken(format!("d_type of \"{name}\" is {:?}", entry.kind)))
         }
         Err(Errno::NOENT) => Ok(format!("{name}{GHOST}")),
+        // One who may list but not search cannot tell a whiteout from a device.
+        Err(Errno::ACCESS) if entry.kind.is_char_device() => Ok(format!("{name}{GHOST}")),
         _ => Ok(format!("{name} {:?}", entry.kind)),
     }
 }

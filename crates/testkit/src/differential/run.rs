@@ -166,7 +166,7 @@ pub fn case(
         return Ok(finding);
     }
     for (before, after) in untouched.iter().zip(places.shoot_lowers()?) {
-        let found = trees(Stage::Lower, None, before, &after);
+        let found = trees(setup.namespace, Stage::Lower, None, before, &after);
         if found.is_some() {
             return Ok(found);
         }
@@ -264,7 +264,7 @@ fn run_mounted(
         Ok(merged) => merged,
         Err(trouble) => return Ok(Some(trouble)),
     };
-    if let found @ Some(_) = trees(Stage::Merged, None, &merged.0, &merged.1) {
+    if let found @ Some(_) = trees(setup.namespace, Stage::Merged, None, &merged.0, &merged.1) {
         return Ok(found);
     }
     for mounted in [left, right] {
@@ -283,6 +283,9 @@ fn run_threads(
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     let stop = AtomicBool::new(false);
+    if setup.bases.len() > 1 {
+        copy_up_bases(setup, roots)?;
+    }
     std::thread::scope(|scope| {
         let threads: Vec<_> = sources
             .iter_mut()
@@ -309,6 +312,15 @@ fn run_threads(
     })
 }
 
+/// Where several bases are copied up at once, the kernel may restore the times of their parent to those in between.
+fn copy_up_bases(setup: &Setup, (left, right): (&Path, &Path)) -> Result<()> {
+    for path in setup.bases.iter().flat_map(|base| [left.join(base), right.join(base)]) {
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
 struct Thread<'a> {
     setup: &'a Setup,
     clock: Clock,
@@ -333,11 +345,12 @@ impl Thread<'_> {
             }
             let results = (left.apply(&step), right.apply(&step));
             self.progress.steps.fetch_add(1, Ordering::Relaxed);
-            if !known::accepts(&step.op, &results.0, &results.1) {
+            if !known::accepts(self.setup.namespace, &step.op, &results.0, &results.1) {
                 let (thread, results) = (self.number, Box::new(results));
                 return Ok(Some(Finding::Results { thread, index, step, results }));
             }
-            if results.0 != results.1 {
+            let unlinks = matches!(step.op, Op::Unlink(_) | Op::Rename { .. } | Op::ListChanging { .. });
+            if results.0 != results.1 || unlinks {
                 close_differing(&step.op, &mut left, &mut right);
             }
             source.learn(&step, results.0.succeeded());
@@ -355,13 +368,15 @@ impl Thread<'_> {
 
     fn compare(&self, index: usize, left: &Path, right: &Path) -> Option<Finding> {
         match shoot_both(self.clock, left, right) {
-            Ok((left, right)) => trees(Stage::Merged, Some((self.number, index)), &left, &right),
+            Ok((left, right)) => {
+                trees(self.setup.namespace, Stage::Merged, Some((self.number, index)), &left, &right)
+            }
             Err(trouble) => Some(trouble),
         }
     }
 }
 
-/// After results that differ and are explained: closes the descriptors that would lead the sides apart from now on,
+/// After results that differ and are explained, or names that went: closes the descriptors that would lead the sides apart from now on,
 /// because their positions differ, or because only the right side knows their file to be unlinked.
 fn close_differing(op: &Op, left: &mut Side, right: &mut Side) {
     if let Op::Seek { slot, .. } = op {
@@ -388,7 +403,7 @@ fn compare_uppers(
     let view = View::Upper(setup.namespace);
     let left = Snapshot::take(&places.left.upper, view, clock)?;
     let right = Snapshot::take(&places.right.upper, view, clock)?;
-    if let found @ Some(_) = trees(Stage::Upper, None, &left, &right) {
+    if let found @ Some(_) = trees(setup.namespace, Stage::Upper, None, &left, &right) {
         return Ok(found);
     }
     for place in [&places.left, &places.right] {
@@ -421,12 +436,16 @@ fn compare_remounted(
     };
     let right_by_right = again(&places.right, &setup.right)?;
     let right_by_left = again(&places.right, &setup.left)?;
-    if let found @ Some(_) = trees(Stage::RightUpperAgain, None, &right_by_left, &right_by_right) {
+    if let found @ Some(_) =
+        trees(setup.namespace, Stage::RightUpperAgain, None, &right_by_left, &right_by_right)
+    {
         return Ok(found);
     }
     let left_by_left = again(&places.left, &setup.left)?;
     let left_by_right = again(&places.left, &setup.right)?;
-    if let found @ Some(_) = trees(Stage::LeftUpperAgain, None, &left_by_left, &left_by_right) {
+    if let found @ Some(_) =
+        trees(setup.namespace, Stage::LeftUpperAgain, None, &left_by_left, &left_by_right)
+    {
         return Ok(found);
     }
     let expected = remount_changes(&merged.0, &left_by_left);
@@ -434,7 +453,7 @@ fn compare_remounted(
     changes.retain(|change| {
         !expected.iter().any(|other| (&other.path, other.field) == (&change.path, change.field))
     });
-    let differences = known::unexplained(Stage::Remount, changes);
+    let differences = known::unexplained(setup.namespace, Stage::Remount, changes);
     Ok((!differences.is_empty()).then_some(Finding::Trees {
         stage: Stage::Remount,
         after: None,
@@ -456,8 +475,14 @@ fn shoot_both(clock: Clock, left: &Path, right: &Path) -> Result<(Snapshot, Snap
     Ok((shoot("left", left)?, shoot("right", right)?))
 }
 
-fn trees(stage: Stage, after: Option<(usize, usize)>, left: &Snapshot, right: &Snapshot) -> Option<Finding> {
-    let differences = known::unexplained(stage, compare(left, right));
+fn trees(
+    namespace: Namespace,
+    stage: Stage,
+    after: Option<(usize, usize)>,
+    left: &Snapshot,
+    right: &Snapshot,
+) -> Option<Finding> {
+    let differences = known::unexplained(namespace, stage, compare(left, right));
     (!differences.is_empty()).then_some(Finding::Trees { stage, after, differences })
 }
 
