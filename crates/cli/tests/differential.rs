@@ -11,7 +11,7 @@ use plyfs_testkit::sandbox::Space;
 fn run(test: &str, config: &str, operations: u64) {
     let needs = [Need::Root, Need::Fuse, Need::Filesystem("overlay"), Need::Tool("unshare")];
     // Inside of a user namespace the needs were met outside.
-    if !plyfs_testkit::need::findings_asked_for() || Space::current().is_none() && !met(&needs) {
+    if Space::current().is_none() && !met(&needs) {
         return;
     }
     let config = Config::parse(config, Driver::Plyfs(env!("CARGO_BIN_EXE_plyfs").into())).unwrap();
@@ -43,5 +43,7 @@ fn plyfs_does_not_differ_with_several_threads() {
 
 #[test]
 fn plyfs_does_not_differ_in_a_user_namespace() {
-    run("plyfs_does_not_differ_in_a_user_namespace", "3:tmpfs:user:1", 5_000);
+    if plyfs_testkit::need::findings_asked_for() {
+        run("plyfs_does_not_differ_in_a_user_namespace", "3:tmpfs:user:1", 5_000);
+    }
 }

@@ -16,7 +16,8 @@ pub const CASES: &[Case] = &[
     Case::new("names of 255 bytes can be made, renamed, removed and made again", layers, long_names),
     Case::new("names that are not UTF-8 work", layers, odd_names),
     Case::new("a name over 255 bytes is too long", layers, too_long),
-    Case::new("a name like .wh.NAME is a name like any other", layers, wh_names),
+    Case::new("a name like .wh.NAME cannot be made, and in a layer is a whiteout", marks, wh_names)
+        .kernel_fails("to it these are names like any other"),
     Case::new("hard links share data, attributes and inode number", layers, hard_links),
     Case::new("removing one of two links leaves the other", layers, one_of_two_links),
     Case::new("rename replaces a file, a link and an empty directory", layers, rename_replaces),
@@ -97,15 +98,24 @@ fn too_long(union: &mut Union) -> Result<()> {
     Ok(())
 }
 
+fn marks(_: Namespace) -> Vec<TreeSpec> {
+    vec![
+        TreeSpec::new().file("d/.wh.f", "").file("opaque/.wh..wh..opq", "").file("opaque/new", ""),
+        TreeSpec::new().file("d/f", "lower").file("d/g", "").file("opaque/old", ""),
+    ]
+}
+
 fn wh_names(union: &mut Union) -> Result<()> {
-    fs::write(union.path("d/.wh.f"), "not a whiteout")?;
-    fs::create_dir(union.path("d/.wh..wh..opq"))?;
-    union.remount()?;
-    ensure!(fs::read_to_string(union.path("d/f"))? == "lower", "d/f is hidden");
-    ensure!(fs::read_to_string(union.path("d/low"))? == "deep", "d is opaque");
-    ensure!(fs::read_to_string(union.path("d/.wh.f"))? == "not a whiteout");
-    fs::remove_file(union.path("d/.wh.f"))?;
-    fs::remove_dir(union.path("d/.wh..wh..opq"))?;
+    ensure!(errno(fs::write(union.path("d/.wh.g"), "")) == Some(Errno::INVAL), "made");
+    ensure!(errno(fs::create_dir(union.path("d/.wh..wh..opq"))) == Some(Errno::INVAL), "made");
+    for _ in 0..2 {
+        ensure!(!union.path("d/f").exists() && union.path("d/g").exists());
+        ensure!(union.path("opaque/new").exists() && !union.path("opaque/old").exists());
+        ensure!(
+            fs::read_dir(union.path("d"))?.count() == 1 && fs::read_dir(union.path("opaque"))?.count() == 1
+        );
+        union.remount()?;
+    }
     Ok(())
 }
 
