@@ -113,7 +113,32 @@ fn seek(fd: BorrowedFd<'_>, whence: Whence, offset: i64) -> Outcome {
         Whence::Data => SeekFrom::Data(forward),
         Whence::Hole => SeekFrom::Hole(forward),
     };
-    or_failed(fs::seek(fd, from), Outcome::Number)
+    let found = fs::seek(fd, from);
+    if let Some(lost) = lost_by(fd, whence, forward, found) {
+        return Outcome::Broken(lost);
+    }
+    or_failed(found, Outcome::Number)
+}
+
+/// Where a search for holes and data may end is the file system's choice (see known.rs), but what it passes over as a hole must
+/// be zero: whoever copies by it would lose the rest.
+fn lost_by(fd: BorrowedFd<'_>, whence: Whence, offset: u64, found: Result<u64, Errno>) -> Option<String> {
+    let size = u64::try_from(fs::fstat(fd).ok()?.st_size).ok()?;
+    let (from, to) = match (whence, found) {
+        (Whence::Data, Ok(data)) => (offset, data),
+        (Whence::Data, Err(Errno::NXIO)) => (offset, size),
+        (Whence::Hole, Ok(hole)) => {
+            let next = fs::seek(fd, SeekFrom::Data(hole)).unwrap_or(size);
+            fs::seek(fd, SeekFrom::Start(hole)).ok()?;
+            (hole, next)
+        }
+        _ => return None,
+    };
+    let mut skipped = vec![0; usize::try_from(to.checked_sub(from)?).ok()?];
+    // A descriptor that cannot read (for writing only, or direct) cannot be checked.
+    let count = io::pread(fd, skipped.as_mut_slice(), from).ok()?;
+    let at = skipped.iter().take(count).position(|byte| *byte != 0)?;
+    Some(format!("byte {} is data, and was passed over as a hole", from + at as u64))
 }
 
 fn map(fd: BorrowedFd<'_>, page: u64, length: usize, writable: bool) -> Result<MmapRaw, Errno> {
@@ -169,4 +194,23 @@ fn number(result: &std::io::Result<u64>) -> Outcome {
 
 fn errno(cause: &std::io::Error) -> Errno {
     Errno::from_io_error(cause).unwrap_or(Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn data_that_is_passed_over_as_a_hole_is_a_finding() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[0, 0, 7, 0]).unwrap();
+        let lost = |whence, offset, found| lost_by(file.as_fd(), whence, offset, found);
+        assert!(lost(Whence::Data, 0, Ok(3)).is_some(), "the seven was skipped");
+        assert!(lost(Whence::Data, 0, Err(Errno::NXIO)).is_some(), "all was skipped");
+        assert_eq!(lost(Whence::Data, 0, Ok(2)), None, "only zeros were");
+        assert_eq!(lost(Whence::Data, 3, Err(Errno::NXIO)), None);
+        assert_eq!(lost(Whence::Hole, 0, Ok(4)), None, "the end counts as a hole");
+    }
 }
