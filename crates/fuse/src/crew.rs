@@ -201,6 +201,11 @@ impl Shared {
         let mut desk = self.server.desk();
         let mut shadow = Shadow::new()?;
         while self.turn.wait_or(|readers| readers == FOLLOW, || shadow.begin()) {
+            if self.turn.is_closed() {
+                // Whoever closed may have freed this thread before it chose the idle class, in which it could be starved.
+                self.free_follower();
+                break;
+            }
             match self.server.receive(&mut desk)? {
                 Received::Closed => break,
                 Received::Interrupted => {}
@@ -233,8 +238,9 @@ impl Shared {
         loop {
             self.alarm.wait()?;
             let [device] = device::wait([self.server.channel.as_fd()], Some(Duration::ZERO))?;
-            if device.closed || self.turn.word.load(Ordering::SeqCst) == CLOSED {
-                // It too must come to its end, whatever else wants its CPU.
+            if device.closed || self.turn.is_closed() {
+                // It too must come to its end, whatever else wants its CPU: also if it is about to begin.
+                self.turn.set(CLOSED);
                 self.free_follower();
                 return Ok(());
             }
@@ -249,7 +255,9 @@ impl Shared {
                 self.free_follower();
             }
             if verdict.recall_follower {
-                affinity::interrupt(self.follower.tid.load(Ordering::Relaxed))?;
+                // A follower that reads on reads too much; serving does not end for it.
+                let recalled = self.follower.recall();
+                tracing::trace!(?recalled, "the follower");
             }
             self.look_again(verdict.again)?;
         }
@@ -284,7 +292,7 @@ impl Shared {
 
     /// The follower may be in the middle of a request that is slow, on a CPU that others want.
     fn free_follower(&self) {
-        let tid = self.follower.tid.load(Ordering::Relaxed);
+        let Some(tid) = self.follower.begun_tid() else { return };
         let freed = affinity::allowed(None).and_then(|cpus| affinity::restrict(Some(tid), &cpus));
         // Without the right to leave the class it runs when a CPU is free, as it can choose any now.
         let raised = affinity::set_idle_class(Some(tid), false);
@@ -361,12 +369,31 @@ impl Turn {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        self.word.load(Ordering::SeqCst) == CLOSED
+    }
+
     fn wait_closed(&self) {
         self.wait(|_| false);
     }
 }
 
 impl Seat {
+    /// The id of its thread; `None` before that runs.
+    fn begun_tid(&self) -> Option<i32> {
+        let tid = self.tid.load(Ordering::SeqCst);
+        (tid > 0).then_some(tid)
+    }
+
+    /// Gets its thread out of a wait for requests. One that does not run yet will look at the turn itself, and one that
+    /// has ended waits for nothing.
+    fn recall(&self) -> Result<(), Errno> {
+        match self.begun_tid().map_or(Ok(()), affinity::interrupt) {
+            Err(Errno::SRCH) => Ok(()),
+            other => other,
+        }
+    }
+
     fn begin(&self, client: u32) {
         self.begun.fetch_add(1, Ordering::SeqCst);
         // Releases and the like come from nobody.
@@ -461,5 +488,25 @@ fn prepare_thread() {
         && errno != Errno::PERM
     {
         tracing::debug!(%errno, "memory may be reclaimed through this thread");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_does_not_run_yet_or_any_more_is_recalled_without_failing() {
+        let seat = Seat::default();
+        assert_eq!(seat.recall(), Ok(()), "no thread");
+        seat.tid.store(-1, Ordering::SeqCst);
+        assert_eq!(seat.recall(), Ok(()), "it is being started");
+        let tid = thread::spawn(affinity::current_tid).join().expect("thread");
+        seat.tid.store(tid, Ordering::SeqCst);
+        while affinity::interrupt(tid).is_ok() {
+            // The kernel lets go of the id a moment after the thread was joined.
+            thread::yield_now();
+        }
+        assert_eq!(seat.recall(), Ok(()), "it has ended");
     }
 }
