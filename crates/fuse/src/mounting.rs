@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use plyfs_sys::{Errno, device, mount};
+use plyfs_sys::mount::{self, HeldMount};
+use plyfs_sys::{Errno, device};
 
 use crate::options::{Flags, MountOptions};
 
@@ -53,8 +54,6 @@ pub enum Unmounted {
     Now,
     /// It was not there any more, or something else lies on it: nothing was done.
     NotOurs,
-    /// It is in use.
-    Busy,
 }
 
 /// Opens a connection and mounts it on the directory `target`.
@@ -85,24 +84,30 @@ impl Mounted {
         &self.target
     }
 
-    /// Takes it out of the tree, if it is still there and on top; with `detach` even while it is in use.
+    /// Takes it out of the tree if it is still there and on top, even while it is in use: its users are served to the end.
+    ///
+    /// The mount is held by a descriptor while it is looked at and unmounted, so that one that is mounted in its place
+    /// meanwhile stays. Only what is mounted *over* it between the look and the unmounting would be taken. fusermount3
+    /// knows paths alone: there a mount of the same user that takes the place in that moment would be as well.
     ///
     /// # Errors
-    /// The reason why it could not be unmounted, other than [`Unmounted::Busy`].
-    pub fn unmount(&self, detach: bool) -> io::Result<Unmounted> {
-        if self.id.is_none() || mount::mount_id(&self.target).ok() != self.id {
-            return Ok(Unmounted::NotOurs);
-        }
+    /// The reason why it could not be unmounted.
+    pub fn unmount(&self) -> io::Result<Unmounted> {
+        let Some(held) = self.hold() else { return Ok(Unmounted::NotOurs) };
         if self.by_fusermount {
-            return unmount_by_fusermount(&self.target, detach);
+            return unmount_by_fusermount(&self.target);
         }
-        let done = if detach { mount::unmount_detached(&self.target) } else { mount::unmount(&self.target) };
-        match done {
+        match held.detach() {
             Ok(()) => Ok(Unmounted::Now),
-            Err(Errno::BUSY) => Ok(Unmounted::Busy),
-            Err(Errno::INVAL | Errno::NOENT) => Ok(Unmounted::NotOurs),
+            Err(Errno::INVAL) => Ok(Unmounted::NotOurs),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Holds the mount, unless something else is at its place.
+    fn hold(&self) -> Option<HeldMount> {
+        let held = HeldMount::at(&self.target).ok()?;
+        (self.id.is_some() && held.id().ok() == self.id).then_some(held)
     }
 }
 
@@ -172,9 +177,9 @@ fn mount_by_fusermount(target: &Path, options: &MountOptions) -> Result<OwnedFd,
     }
 }
 
-fn unmount_by_fusermount(target: &Path, detach: bool) -> io::Result<Unmounted> {
+fn unmount_by_fusermount(target: &Path) -> io::Result<Unmounted> {
     let child = spawn_fusermount(|command| {
-        command.arg("-u").args(detach.then_some("-z")).arg("--").arg(target);
+        command.args(["-u", "-z", "--"]).arg(target);
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         Ok(())
     })?;
@@ -182,8 +187,7 @@ fn unmount_by_fusermount(target: &Path, detach: bool) -> io::Result<Unmounted> {
     if output.status.success() {
         return Ok(Unmounted::Now);
     }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if message.contains("busy") { Ok(Unmounted::Busy) } else { Err(io::Error::other(message)) }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
 /// fusermount3, or where there is none, fusermount.

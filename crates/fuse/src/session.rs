@@ -18,7 +18,7 @@ use crate::crew::Crew;
 use crate::encode;
 use crate::init::{self, Agreed};
 use crate::iomode::IoModes;
-use crate::mounting::{self, Mounted, Unmounted};
+use crate::mounting::{self, Mounted};
 use crate::notify;
 use crate::ops::Operations;
 use crate::options::MountOptions;
@@ -170,11 +170,7 @@ impl Drop for Guard {
 }
 
 fn unmount_or_log(mounted: &Mounted) {
-    let unmounted = match mounted.unmount(false) {
-        Ok(Unmounted::Busy) => mounted.unmount(true),
-        other => other,
-    };
-    match unmounted {
+    match mounted.unmount() {
         Ok(how) => tracing::debug!(target = %mounted.target().display(), ?how, "unmounted"),
         Err(error) => tracing::error!(target = %mounted.target().display(), %error, "cannot unmount"),
     }

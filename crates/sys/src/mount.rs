@@ -6,11 +6,12 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 pub use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
+use crate::file::with_proc_path;
 use crate::{Errno, Result, raw};
 
 /// Mounts a file system of type `fstype` at `target` with an option string as the file system understands it (mount(2)).
@@ -54,9 +55,13 @@ pub fn unmount_detached(target: &Path) -> Result<()> {
 /// again (`STATX_MNT_ID_UNIQUE` of statx(2), Linux 6.8), or, before, gives it again only after an unmount. The file system
 /// itself is not asked anything.
 pub fn mount_id(path: &Path) -> Result<u64> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    mount_id_at(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn mount_id_at(dir: impl AsFd, path: impl rustix::path::Arg, flags: AtFlags) -> Result<u64> {
+    let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
-    let stat = rustix::fs::statx(rustix::fs::CWD, path, flags, wanted)?;
+    let stat = rustix::fs::statx(dir, path, flags, wanted)?;
     if stat.stx_mask & (STATX_MNT_ID_UNIQUE | StatxFlags::MNT_ID.bits()) == 0 {
         return Err(Errno::NOSYS);
     }
@@ -65,6 +70,32 @@ pub fn mount_id(path: &Path) -> Result<u64> {
 
 /// `STATX_MNT_ID_UNIQUE`.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+/// One mount, held by a descriptor of its root: what is mounted at the same path later is never taken for it. While it is
+/// held the mount is in use, and can only be detached.
+#[derive(Debug)]
+pub struct HeldMount(OwnedFd);
+
+impl HeldMount {
+    /// Holds the topmost mount at `path`, the root of a mount. Its file system is not asked anything.
+    pub fn at(path: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).map(Self)
+    }
+
+    /// Its number, as of [`mount_id`].
+    pub fn id(&self) -> Result<u64> {
+        mount_id_at(&self.0, c"", AtFlags::EMPTY_PATH)
+    }
+
+    /// Takes it out of the tree, and lets it end with its last user. `EINVAL` if it is not in the tree (of this mount
+    /// namespace) any more, whatever is mounted in its place by now. What lies on it would be taken instead: the kernel
+    /// goes up from the root that is named to what covers it.
+    pub fn detach(self) -> Result<()> {
+        // The link in /proc leads to the mount itself, and must be followed.
+        with_proc_path(self.0.as_fd(), |path| rustix::mount::unmount(path, UnmountFlags::DETACH))
+    }
+}
 
 /// Mounts a directory or file a second time at `target`, with the mounts below it if `recursive` (`MS_BIND` of mount(2)).
 pub fn bind(source: &Path, target: &Path, recursive: bool) -> Result<()> {

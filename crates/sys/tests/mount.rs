@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use common::{name, root_or_skip};
-use plyfs_sys::mount::{self, MountAttributes, MountFlags, MountPropagationFlags, Namespaces, OpenTreeFlags};
+use plyfs_sys::mount::{
+    self, HeldMount, MountAttributes, MountFlags, MountPropagationFlags, Namespaces, OpenTreeFlags,
+};
 use plyfs_sys::{Dir, DirMut, Errno, OFlags, device, mountinfo};
 
 /// Runs `test` on a thread with a private mount namespace and a tmpfs at a temporary directory.
@@ -50,6 +52,31 @@ fn a_mount_appears_in_mountinfo_with_what_it_was_given() {
         drop(dir);
         mount::unmount(&odd).expect("unmount");
         assert_eq!(mount::unmount(&odd), Err(Errno::INVAL));
+    });
+}
+
+#[test]
+fn a_held_mount_is_detached_and_what_took_its_place_stays() {
+    in_own_namespace(|base| {
+        let at = base.join("at");
+        std::fs::create_dir(&at).expect("mkdir");
+        let mount_here =
+            |source| mount::mount(source, &at, c"tmpfs", MountFlags::empty(), b"size=64k").expect("mount");
+        mount_here(c"first");
+        let held = HeldMount::at(&at).expect("open");
+        assert_eq!(held.id(), mount::mount_id(&at));
+        assert_eq!(mount::unmount(&at), Err(Errno::BUSY), "it is in use while it is held");
+        held.detach().expect("detach");
+        assert_eq!(mount::unmount(&at), Err(Errno::INVAL), "it is gone");
+
+        mount_here(c"second");
+        let held = HeldMount::at(&at).expect("open");
+        mount::unmount_detached(&at).expect("unmount");
+        mount_here(c"successor");
+        assert_ne!(held.id(), mount::mount_id(&at));
+        assert_eq!(held.detach(), Err(Errno::INVAL));
+        let there = own_mounts().into_iter().find(|mount| mount.target == at).expect("still mounted");
+        assert_eq!(there.source, "successor");
     });
 }
 
