@@ -116,7 +116,7 @@ pub struct ListArgs {
 pub struct DiffArgs {
     /// The upper directory
     pub upper: PathBuf,
-    /// A lower directory; repeat it, topmost first
+    /// A lower directory, or several with colons between, topmost first; may be repeated
     #[arg(long = "lower", value_name = "DIR", required = true)]
     pub lowers: Vec<PathBuf>,
     /// Do not report a changed owner or group

@@ -29,6 +29,11 @@ pub fn mounted() -> Outcome<Vec<Mounted>> {
     Ok(ours.map(|mount| Mounted { note: note_of(&mount, &notes), mount }).collect())
 }
 
+/// A mount, with its daemon's note.
+pub fn with_note(mount: MountInfo) -> Mounted {
+    Mounted { note: note_of(&mount, &registry::notes()), mount }
+}
+
 /// `plyfs list`.
 pub fn list(as_json: bool, out: &mut dyn Write) -> Outcome<()> {
     let mounted = mounted()?;
@@ -59,19 +64,36 @@ pub fn device(mount: &MountInfo) -> String {
 
 fn print(one: &Mounted, paint: Paint, out: &mut dyn Write) -> Outcome<()> {
     let mode = if one.mount.has_option("ro") { "read-only" } else { "writable" };
-    writeln!(out, "{}", paint.bold(&one.mount.target.display().to_string()))?;
+    writeln!(out, "{}", paint.bold(&escaped(&one.mount.target.to_string_lossy())))?;
     let Some(note) = &one.note else {
         writeln!(out, "  {mode}; its daemon belongs to another user or namespace")?;
         return Ok(());
     };
     writeln!(out, "  {mode}, daemon {}", note.pid)?;
     if let Some(upper) = &note.upper {
-        writeln!(out, "  upper  {upper}")?;
+        writeln!(out, "  upper  {}", escaped(upper))?;
     }
     for (number, lower) in note.lowers.iter().enumerate() {
+        let lower = escaped(lower);
         writeln!(out, "  {}  {lower}", if number == 0 { "lower" } else { "     " })?;
     }
     Ok(())
+}
+
+/// A path as /proc/mounts has it (proc_pid_mounts(5)): it stays one word on one line.
+fn escaped(path: &str) -> String {
+    let mut word = String::with_capacity(path.len());
+    for letter in path.chars() {
+        if letter.is_control() || matches!(letter, ' ' | '\\') {
+            let mut bytes = [0; 4];
+            for byte in letter.encode_utf8(&mut bytes).bytes() {
+                word.push_str(&format!("\\{byte:03o}"));
+            }
+        } else {
+            word.push(letter);
+        }
+    }
+    word
 }
 
 fn to_json(one: &Mounted) -> Value {
@@ -89,4 +111,15 @@ fn to_json(one: &Mounted) -> Value {
         object.insert("options".to_owned(), json!(note.options));
     }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_one_word_as_in_the_mount_table() {
+        assert_eq!(escaped("/srv/höhle:a,b"), "/srv/höhle:a,b");
+        assert_eq!(escaped("/a b\tc\nd\\e\x1b"), "/a\\040b\\011c\\012d\\134e\\033");
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use plyfs_sys::{Errno, mount};
+use plyfs_sys::{Errno, mount, mountinfo};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -31,14 +31,20 @@ pub fn umount(args: &UmountArgs) -> Outcome<()> {
 
 fn umount_one(target: &Path, lazy: bool) -> Outcome<()> {
     let path = resolve(target)?;
-    let mounted = list::mounted()?;
-    let Some(found) = mounted.into_iter().rfind(|one| one.mount.target == path) else {
-        let shown = target.display();
+    let shown = target.display();
+    let table = mountinfo::read().context(|| "/proc/self/mountinfo")?;
+    let Some(top) = table.into_iter().rfind(|mount| mount.target == path) else {
         return Err(Failure::new(format!(
             "{shown}: no plyfs is mounted here; plyfs list shows where one is"
         )));
     };
-    let daemon = daemon_of(&found);
+    if top.fstype != list::FSTYPE {
+        let other = top.fstype;
+        return Err(Failure::new(format!(
+            "{shown}: what is mounted here is {other}, no plyfs; umount(8) unmounts it, plyfs list shows where a plyfs is"
+        )));
+    }
+    let daemon = daemon_of(&list::with_note(top));
     detach(&path, lazy)?;
     match daemon {
         Some(daemon) if !lazy => wait_for(&daemon, target),

@@ -8,13 +8,21 @@ use plyfs_format::StackSpec;
 use plyfs_format::spec::{Atime, MountFlags};
 use plyfs_fuse::{Flags, MountOptions, Session};
 
-use crate::failure::{Context, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
 
-/// Reads `-o` strings. What is accepted without effect goes to the log.
+/// Reads `-o` strings. What is accepted without effect goes to the log; a work directory without an upper is worth a line,
+/// since somebody may wait for it to be written to.
 pub fn parse(options: &[OsString]) -> Outcome<StackSpec> {
     let parsed = StackSpec::parse(options).map_err(|error| Failure::new(error.to_string()))?;
     for ignored in &parsed.ignored {
         tracing::info!("option without effect: {ignored}");
+    }
+    if let Some(work) = parsed.useless_work {
+        let shown = work.display();
+        if !work.is_dir() {
+            return Err(Failure::new(format!("workdir {shown}: no such directory")));
+        }
+        eprintln!("plyfs: workdir {shown} is not used: without upperdir the mount is read-only");
     }
     Ok(parsed.spec)
 }
@@ -32,7 +40,7 @@ pub fn mount(
     if let Some(source) = source {
         options.source = source.to_string_lossy().into_owned();
     }
-    Session::mount(overlay, target, &options).context(|| target.display().to_string())
+    Session::mount(overlay, target, &options).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// The options of the FUSE session.

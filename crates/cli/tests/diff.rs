@@ -25,6 +25,7 @@ fn what_was_done_through_the_mount_is_reported_once_and_exactly() {
         place.sh("cd merged; echo more >> etc/f; chmod 600 etc/mode; touch etc/touched; rm -r gone; mv dir dir2
                   echo 3 > dir2/three; rm dir2/one; mv movable moved; echo new > new; ln -s new link
                   printf w2 > written; rm replaced; mkdir replaced; echo in > replaced/in; cat etc/same > /dev/null");
+        assert_eq!(diff(place, &["a", "b"]), diff(place, &["a:b"]));
         assert_eq!(
             diff(place, &["a", "b"]),
             [

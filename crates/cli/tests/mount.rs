@@ -132,6 +132,21 @@ fn unmounting_what_is_in_use_says_so_and_can_be_done_lazily() {
 }
 
 #[test]
+fn what_somebody_mounted_over_it_is_not_unmounted_in_its_place() {
+    as_root("what_somebody_mounted_over_it_is_not_unmounted_in_its_place", |place| {
+        place.mount(&["a"]);
+        place.sh("mount -t tmpfs over merged");
+        let said = fail(&mut place.plyfs(&["umount", "merged"]));
+        assert!(said.contains("tmpfs"), "{said}");
+        // Nor does the daemon take it when it is told to end.
+        place.sh(&format!("kill -TERM {}", daemon_of(place)));
+        place.sh("umount merged");
+        place.umount();
+        assert_eq!(place.mounts(), [""; 0]);
+    });
+}
+
+#[test]
 fn a_mount_whose_daemon_was_killed_can_be_unmounted() {
     as_root("a_mount_whose_daemon_was_killed_can_be_unmounted", |place| {
         place.mount(&["a"]);

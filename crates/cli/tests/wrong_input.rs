@@ -18,6 +18,8 @@ fn every_wrong_mount_gets_one_line_and_nothing_is_mounted() {
     as_root("every_wrong_mount_gets_one_line_and_nothing_is_mounted", |place| {
         place.dirs(&["a", "upper", "upper/inside", "work", "merged"]);
         place.write("file", "x");
+        place.dirs(&["b"]);
+        place.sh("ln -s a link");
         let mount =
             |options: &str, words: &[&str]| refused(place, &["mount", "-o", options, "merged"], words);
         mount("lowerdri=a", &["lowerdri", "lowerdir"]);
@@ -28,8 +30,17 @@ fn every_wrong_mount_gets_one_line_and_nothing_is_mounted() {
         mount("lowerdir=a,upperdir=upper", &["workdir"]);
         mount("lowerdir=a,upperdir=upper,workdir=nowhere", &["nowhere", "no such directory"]);
         mount("lowerdir=a,upperdir=upper,workdir=upper/inside", &["inside each other"]);
+        mount("lowerdir=a,upperdir=upper,workdir=upper", &["inside each other"]);
+        mount("lowerdir=a,workdir=nowhere", &["nowhere", "no such directory"]);
+        mount("lowerdir=a,upperdir=a,workdir=work", &["upperdir \"a\"", "the same directory"]);
+        mount("lowerdir=a:upper:link", &["lowerdir \"link\"", "the same directory"]);
+        mount("lowerdir=a:b::a", &["the same directory"]);
+        mount("lowerdir=upper,upperdir=a,workdir=upper", &["workdir \"upper\"", "the same directory"]);
+        mount("lowerdir=upper/inside:upper", &["lowerdir \"upper/inside\"", "lies inside lowerdir"]);
+        mount("lowerdir=upper/inside,upperdir=upper,workdir=work", &["lies inside upperdir"]);
         mount("lowerdir=a,upperdir=upper,workdir=work,metacopy=on,nfs_export=on", &["nfs_export"]);
-        refused(place, &["mount", "-o", "lowerdir=a", "nowhere"], &["nowhere"]);
+        let said = fail(&mut place.plyfs(&["mount", "-o", "lowerdir=a", "nowhere"]));
+        assert_eq!(said.matches("nowhere").count(), 1, "{said}");
         refused(place, &["mount", "-o", "lowerdir=a", "file"], &["file"]);
         refused(place, &["mount", "merged"], &["lowerdir=DIR"]);
         refused(place, &["mount", "-o", "lowerdir=a,remount", "merged"], &["remount"]);
@@ -67,6 +78,13 @@ fn other_commands_say_what_is_wrong_as_well() {
     let place = Place::new();
     place.dirs(&["a", "upper"]);
     refused(&place, &["umount", "a"], &["no plyfs is mounted here"]);
+    refused(&place, &["umount", "missing"], &["missing", "no such directory", "no container"]);
+    refused(&place, &["diff", "missing"], &["missing", "no such directory", "no container"]);
+    refused(&place, &["diff", "upper", "--lower", "a:missing"], &["missing", "no such directory"]);
+    refused(&place, &["diff", "upper", "--lower", "a:"], &["--lower a:", "colon"]);
+    refused(&place, &["--root", "store", "create", "missing"], &["no image \"missing\""]);
+    refused(&place, &["--root", "store", "umount", "missing"], &["no container \"missing\""]);
+    assert!(!place.at("store").exists(), "a command that fails makes no store");
     refused(&place, &["umount", "missing/x"], &["missing/x", "cannot find it"]);
     refused(&place, &["diff", "missing", "--lower", "a"], &["missing"]);
     refused(&place, &["diff", "upper", "--lower", "missing"], &["missing", "no such directory"]);
@@ -88,4 +106,20 @@ fn a_commit_that_nobody_can_be_asked_about_changes_nothing() {
     let said = fail(command.stdin(std::process::Stdio::null()));
     assert!(said.contains("--yes"), "{said}");
     assert_eq!(place.read("a/f"), "old");
+}
+
+#[test]
+fn what_the_kernel_allows_is_allowed_an_upper_in_a_lower_and_a_work_directory_without_use() {
+    as_root(
+        "what_the_kernel_allows_is_allowed_an_upper_in_a_lower_and_a_work_directory_without_use",
+        |place| {
+            place.dirs(&["a/up", "a/work", "b", "merged"]);
+            place.run(&["mount", "-o", "lowerdir=a,upperdir=a/up,workdir=a/work", "merged"]);
+            place.umount();
+            let mut command = place.plyfs(&["mount", "-o", "lowerdir=a:b,workdir=a/work", "merged"]);
+            let said = common::text(&common::succeed(&mut command).stderr);
+            assert!(said.contains("workdir a/work is not used"), "{said}");
+            place.umount();
+        },
+    );
 }

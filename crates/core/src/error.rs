@@ -43,6 +43,28 @@ pub enum AssembleError {
         /// The work directory.
         work: PathBuf,
     },
+    /// A directory is named twice.
+    #[error("{role} {path:?} and {other_role} {other:?} are the same directory; name each directory once")]
+    SameDirectory {
+        /// Which option named it.
+        role: &'static str,
+        /// As it was given.
+        path: PathBuf,
+        /// Which option had named it before.
+        other_role: &'static str,
+        /// As it was given there.
+        other: PathBuf,
+    },
+    /// A lower lies within another directory of the stack.
+    #[error("lowerdir {path:?} lies inside {outer_role} {outer:?}; choose directories beside each other")]
+    LowerInside {
+        /// The lower.
+        path: PathBuf,
+        /// Which option named what it lies in.
+        outer_role: &'static str,
+        /// As it was given.
+        outer: PathBuf,
+    },
     /// Another mount uses the directory.
     #[error("{role} {path:?} is in use by another mount; unmount that first or choose another directory")]
     InUse {

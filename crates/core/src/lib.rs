@@ -59,6 +59,7 @@ mod merge;
 mod metacopy;
 mod node;
 mod object;
+mod overlap;
 mod overlay;
 mod owner;
 mod probe;

@@ -24,6 +24,7 @@ use crate::layer::{LayerDir, LowerLayer, OciMarks};
 use crate::lock::{self, OrderedRw};
 use crate::node::{Body, Node};
 use crate::object::NodeId;
+use crate::overlap;
 use crate::owner::Owners;
 use crate::probe;
 use crate::protect::Protection;
@@ -48,6 +49,9 @@ pub struct Settings {
     /// Owner and group of objects whose own are not mapped in the mounter's user namespace: shown so, and given to their
     /// copies, without set-id bits. `None`: shown as reported, and a copy-up is `EOVERFLOW`, as in the kernel.
     pub unmapped_owner: Option<(u32, u32)>,
+    /// Allow lowers that lie within another directory of the stack, which is refused otherwise, as by the kernel: for who
+    /// has made sure, by a whiteout above, that nothing is reached in two ways.
+    pub nested_lowers: bool,
 }
 
 impl Default for Settings {
@@ -58,6 +62,7 @@ impl Default for Settings {
             open_directories: 4096,
             wait_for_upper: Duration::from_secs(3),
             unmapped_owner: None,
+            nested_lowers: false,
         }
     }
 }
@@ -145,6 +150,7 @@ impl Overlay {
     pub fn assemble(spec: &StackSpec, settings: &Settings) -> core::result::Result<Self, AssembleError> {
         let privileged = plyfs_sys::creds::has_cap_sys_admin_init();
         let options = probe::options(spec, privileged)?;
+        overlap::check(spec, settings.nested_lowers)?;
         let mut devices = Vec::new();
         let upper = match &spec.upper {
             Some(paths) => Some(probe::upper(paths, &options, settings, &mut devices)?),

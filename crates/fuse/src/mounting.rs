@@ -22,7 +22,7 @@ pub enum MountError {
     Device(#[source] Errno),
     #[error("cannot mount on {target}: {source}")]
     Mount { target: PathBuf, source: Errno },
-    #[error("{path} is no directory to mount on: {source}")]
+    #[error("{path}: no directory to mount on: {source}")]
     Target { path: PathBuf, source: io::Error },
     #[error(
         "cannot mount on {target}: this user may not, and neither fusermount3 nor fusermount can be run ({source})"

@@ -13,11 +13,11 @@ mod walk;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use plyfs_format::RelPath;
+use plyfs_format::{RelPath, StackSpec};
 use plyfs_sys::FileKind;
 
 use crate::args::DiffArgs;
-use crate::failure::Outcome;
+use crate::failure::{Context, Outcome};
 
 pub use compare::shown_xattrs;
 pub use print::{line, shown, to_json};
@@ -88,11 +88,28 @@ impl Comparison {
     }
 }
 
+/// What `--lower` names: a directory, or a list of them with colons between, as in `lowerdir=`.
+fn lowers(given: &[PathBuf]) -> Outcome<Vec<PathBuf>> {
+    let mut lowers = Vec::new();
+    for word in given {
+        // A colon may be part of the name.
+        if word.is_dir() {
+            lowers.push(word.clone());
+        } else {
+            lowers.extend(
+                StackSpec::parse_lowers(word.as_os_str())
+                    .context(|| format!("--lower {}", word.display()))?,
+            );
+        }
+    }
+    Ok(lowers)
+}
+
 /// `plyfs diff`.
 pub fn diff(args: &DiffArgs, out: &mut dyn Write) -> Outcome<()> {
     let comparison = Comparison {
         upper: args.upper.clone(),
-        lowers: args.lowers.clone(),
+        lowers: lowers(&args.lowers)?,
         ignore_owner: args.ignore_owner,
     };
     let paint = crate::paint::Paint::for_stream(&std::io::stdout());

@@ -13,7 +13,7 @@ use super::args::{
     ChangeArgs, LimitArgs, PullArgs, PushArgs, RegistryArgs, SaveArgs, StoreCli, StoreCommand,
 };
 use super::show::{self, short};
-use super::{bars, running};
+use super::{absent, bars, running};
 
 /// Why a command ends early.
 pub enum Failure {
@@ -51,6 +51,9 @@ pub fn run(cli: StoreCli) -> Done {
         Some(r) => r.clone(),
         None => default_root()?,
     };
+    if let Some(failure) = absent::failure(&root, &cli.command) {
+        return Err(Failure::Store(failure));
+    }
     let options =
         Options { limits: limits(&cli.limits), progress: bars::progress(cli.quiet), fuse_program: None };
     let store = Store::open(&root, options)?;

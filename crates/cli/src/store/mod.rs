@@ -3,6 +3,7 @@
 //! Owns telling the store's command lines from the union mount's (four verbs are in both), parsing, and
 //! printing. What the commands do is in the library.
 
+mod absent;
 mod args;
 mod bars;
 mod commands;
@@ -97,9 +98,10 @@ pub fn main(line: &[OsString]) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(commands::Failure::Quiet) => ExitCode::SUCCESS,
         Err(commands::Failure::Store(e)) => {
+            let message = neither(line, &e).unwrap_or_else(|| e.to_string());
             let line = match json {
-                true => serde_json::json!({"error": e.kind(), "message": e.to_string()}).to_string(),
-                false => format!("plyfs: {e}"),
+                true => serde_json::json!({"error": e.kind(), "message": message}).to_string(),
+                false => format!("plyfs: {message}"),
             };
             // Nobody to tell if standard error is gone.
             match writeln!(std::io::stderr(), "{line}") {
@@ -107,6 +109,15 @@ pub fn main(line: &[OsString]) -> ExitCode {
             }
         }
     }
+}
+
+/// What is said when the word of a shared verb is no container, where it may have been meant as a path.
+fn neither(line: &[OsString], error: &plyfs_store::Error) -> Option<String> {
+    let plyfs_store::Error::NotFound { what: "container", name } = error else { return None };
+    let verb = line.get(1)?;
+    let shared = SHARED.iter().any(|(shared, _)| verb == shared);
+    let rooted = line.iter().any(|word| word.to_string_lossy().starts_with("--root"));
+    (shared && !rooted).then(|| format!("{name}: there is no such directory, and no container of that name"))
 }
 
 /// The union mount's commands with the store's beside them, for completions and manual pages.

@@ -171,7 +171,12 @@ impl<'a> Trial<'a> {
             options,
         };
         // In a user namespace the machine's own files belong to nobody it knows: to its root, then.
-        let settings = Settings { unmapped_owner: self.user.then_some((0, 0)), ..Settings::default() };
+        // The frame lies in what it covers, and hides itself there.
+        let settings = Settings {
+            unmapped_owner: self.user.then_some((0, 0)),
+            nested_lowers: true,
+            ..Settings::default()
+        };
         let session = union::mount(&spec, &settings, target, None)?;
         session.spawn().context(|| target.display().to_string())
     }

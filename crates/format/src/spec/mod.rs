@@ -59,9 +59,22 @@ pub struct Parsed {
     pub spec: StackSpec,
     /// Options that were accepted but mean nothing here, each with the reason; for a log line.
     pub ignored: Vec<String>,
+    /// A work directory that has no use, for there is no upper.
+    pub useless_work: Option<PathBuf>,
 }
 
 impl StackSpec {
+    /// Reads a list of lower layers as in `lowerdir=`: `A:B`, topmost first. Without data-only layers (`::`), which have
+    /// nothing to be listed, looked at or compared.
+    pub fn parse_lowers(list: &OsStr) -> Result<Vec<PathBuf>, LayerListError> {
+        let (lowers, data) = split_lowerdir(list.as_bytes())?;
+        match (lowers.is_empty(), data.is_empty()) {
+            (_, false) => Err(LayerListError::TooManyColons),
+            (true, _) => Err(LayerListError::EmptyLayer),
+            (false, true) => Ok(lowers),
+        }
+    }
+
     /// Reads one or more `-o` strings, later options winning over earlier ones.
     pub fn parse<S: AsRef<OsStr>>(strings: &[S]) -> Result<Parsed, SpecError> {
         let mut collector = Collector::default();
@@ -174,23 +187,18 @@ impl Collector {
         Ok(PathBuf::from(OsStr::from_bytes(path)))
     }
 
-    fn finish(mut self) -> Result<Parsed, SpecError> {
+    fn finish(self) -> Result<Parsed, SpecError> {
         if self.lowers.is_empty() {
             return Err(if self.data_lowers.is_empty() { SpecError::NoLower } else { SpecError::OnlyData });
         }
-        let upper = match (self.upper, self.work) {
-            (Some(upper), Some(work)) => Some(UpperSpec { upper, work }),
+        let (upper, useless_work) = match (self.upper, self.work) {
+            (Some(upper), Some(work)) => (Some(UpperSpec { upper, work }), None),
             (Some(upper), None) => return Err(SpecError::NoWork { upper }),
-            (None, work) => {
-                if work.is_some() {
-                    self.ignored.push("workdir: it has no use without upperdir".into());
-                }
-                None
-            }
+            (None, work) => (None, work),
         };
         let spec =
             StackSpec { lowers: self.lowers, data_lowers: self.data_lowers, upper, options: self.options };
-        Ok(Parsed { spec, ignored: self.ignored })
+        Ok(Parsed { spec, ignored: self.ignored, useless_work })
     }
 }
 

@@ -70,7 +70,7 @@ fn upper_and_work_belong_together() {
     assert_eq!(parse("lowerdir=/l,upperdir=/u"), Err(SpecError::NoWork { upper: "/u".into() }));
     let parsed = parse("lowerdir=/l,workdir=/w").unwrap();
     assert_eq!(parsed.spec.upper, None);
-    assert_eq!(parsed.ignored.len(), 1);
+    assert_eq!(parsed.useless_work, Some("/w".into()));
     let escaped = parse("lowerdir=/l,upperdir=/u\\,1\\:x,workdir=/w\\\\").unwrap().spec.upper.unwrap();
     assert_eq!((escaped.upper.as_path(), escaped.work.as_path()), (Path::new("/u,1:x"), Path::new("/w\\")));
 }
