@@ -6,8 +6,9 @@ use plyfs_testkit::mount::Driver;
 use plyfs_testkit::sandbox::Space;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
+
+use crate::mounts;
 
 #[derive(clap::Args, Debug, Clone)]
 pub struct Args {
@@ -95,12 +96,6 @@ fn with_binary(args: &Args) -> Result<Args> {
     if args.plyfs.is_some() || args.against != "plyfs" || Space::current().is_some() {
         return Ok(args);
     }
-    let status =
-        Command::new(env!("CARGO")).args(["build", "--package", "plyfs"]).status().context("cargo build")?;
-    if !status.success() {
-        bail!("cargo build --package plyfs: {status}");
-    }
-    let own = std::env::current_exe().context("the path of this program")?;
-    args.plyfs = Some(own.with_file_name("plyfs"));
+    args.plyfs = Some(mounts::plyfs(None)?);
     Ok(args)
 }

@@ -8,9 +8,11 @@ mod child;
 mod differential;
 mod gate;
 mod layering;
+mod mounts;
 mod policy;
 mod setup;
 mod size;
+mod stress;
 mod workspace;
 
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Apply the same random operations to plyfs and the kernel overlay, and compare (long run; as root)
     Differential(differential::Args),
+    /// Change a mount from many threads while another walks it and a large file is copied up (as root)
+    Stress(stress::Args),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Deny => policy::run(),
         Command::Bench(args) => bench::run(&args),
         Command::Differential(args) => differential::run(&args),
+        Command::Stress(args) => stress::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
@@ -59,12 +60,20 @@ pub struct Backing {
 impl Backing {
     /// Makes and mounts a file system of `kind`, of 2 GiB at most (sparse).
     pub fn new(kind: Kind) -> Result<Self> {
+        Self::sized(kind, 2 << 30)
+    }
+
+    /// Makes and mounts a file system of `kind`, of `size` bytes at most (sparse).
+    pub fn sized(kind: Kind, size: u64) -> Result<Self> {
         let scratch = tempfile::Builder::new().prefix("plyfs-backing-").tempdir_in(scratch_place())?;
         let root = scratch.path().join("fs");
         std::fs::create_dir(&root)?;
         match kind {
-            Kind::Tmpfs => mount("tmpfs", &root, "tmpfs", MountFlags::NOATIME, Some(c"size=2g,mode=755"))?,
-            _ => mount_loop_file(kind, scratch.path(), &root)?,
+            Kind::Tmpfs => {
+                let options = CString::new(format!("size={size},mode=755"))?;
+                mount("tmpfs", &root, "tmpfs", MountFlags::NOATIME, Some(options.as_c_str()))?;
+            }
+            _ => mount_loop_file(kind, size, scratch.path(), &root)?,
         }
         Ok(Self { root, _scratch: scratch })
     }
@@ -92,9 +101,9 @@ fn scratch_place() -> PathBuf {
     if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
 }
 
-fn mount_loop_file(kind: Kind, scratch: &Path, root: &Path) -> Result<()> {
+fn mount_loop_file(kind: Kind, size: u64, scratch: &Path, root: &Path) -> Result<()> {
     let image = scratch.join("image");
-    std::fs::File::create(&image)?.set_len(2 << 30)?;
+    std::fs::File::create(&image)?.set_len(size)?;
     let mkfs = format!("mkfs.{}", kind.name());
     let quiet = if kind == Kind::Ext4 { ["-q", "-F"] } else { ["-q", "-f"] };
     run(Command::new(mkfs).args(quiet).arg(&image))?;

@@ -10,6 +10,7 @@
 //! - [`fixture`] puts these together: a union on layers of its own.
 //! - [`sandbox`] runs a test in mount, process and user namespaces of its own.
 //! - [`differential`] applies the same random operations to two mounts in lock-step.
+//! - [`stress`] lets many threads change one mount while another walks it and large files are copied up.
 //! - [`need`] lets a test state what it needs, and skip with a reason (or fail, under `PLYFS_TESTS_STRICT=1`).
 
 pub mod acl;
@@ -24,3 +25,4 @@ pub mod mount;
 pub mod need;
 pub mod sandbox;
 pub mod snapshot;
+pub mod stress;
