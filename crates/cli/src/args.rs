@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::snapshotter::SnapshotterArgs;
@@ -188,6 +188,9 @@ pub struct TryArgs {
     /// Throw away what was changed (the default)
     #[arg(long)]
     pub discard: bool,
+    /// The network in the view: the machine's, or none but its own loopback
+    #[arg(long, value_name = "host|none", value_enum, default_value_t = ViewNetwork::Host, hide_possible_values = true)]
+    pub network: ViewNetwork,
     /// Print the changes as JSON, on standard error
     #[arg(long)]
     pub json: bool,
@@ -197,6 +200,16 @@ pub struct TryArgs {
     /// The command and its arguments; without one, a shell
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Which network a view has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ViewNetwork {
+    /// The machine's.
+    #[default]
+    Host,
+    /// A loopback interface of its own.
+    None,
 }
 
 /// Whether a word names a subcommand, so that a command line that begins with it is plyfs's own.

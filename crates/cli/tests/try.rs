@@ -320,3 +320,56 @@ fn the_changes_can_be_had_as_json() {
         assert_eq!(paths, ["/etc/hostname", "/tmp/plyfs-new"]);
     });
 }
+
+#[test]
+fn the_command_cannot_type_into_the_terminal_and_keeps_job_control() {
+    for_both("the_command_cannot_type_into_the_terminal_and_keeps_job_control", |who, place| {
+        // 0x5412 is TIOCSTI. `script` gives the view a terminal; a shell with job control complains without one.
+        let type_in = "import fcntl,sys,termios\ntry:\n fcntl.ioctl(0, 0x5412, b'x'); print('TYPED')\nexcept PermissionError: print('refused')";
+        if !place.sh("command -v python3 script || true").contains("/script") {
+            eprintln!("skipped: script or python3 is not installed");
+            return;
+        }
+        place.write("type.py", type_in);
+        let (state, here) = (place.at("state"), place.at(""));
+        let user = if who == Who::User { "setpriv --reuid=4321 --regid=4321 --clear-groups" } else { "" };
+        let said = place.sh(&format!(
+            "cd {here}; XDG_STATE_HOME={state} script -qec '{user} {PLYFS} try -q -- bash -ic \"python3 {here}/type.py; jobs -l; sleep 0 & wait; echo end\"' /dev/null < /dev/null",
+            here = here.display(), state = state.display(),
+        ));
+        assert!(said.contains("refused") && said.contains("end"), "{who:?}: {said}");
+        assert!(!said.contains("TYPED") && !said.contains("no job control"), "{who:?}: {said}");
+    });
+}
+
+#[test]
+fn ipc_is_the_views_own_and_so_is_the_network_if_asked() {
+    for_both("ipc_is_the_views_own_and_so_is_the_network_if_asked", |who, place| {
+        let outside = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        let inside = |options: &[&str], script: &str| {
+            let arguments = [&["try", "-q"], options, &["--", "sh", "-c", script]].concat();
+            text(&succeed(&mut plyfs(who, place, &arguments)).stdout).trim_end().to_owned()
+        };
+        assert_ne!(inside(&[], "readlink /proc/self/ns/ipc"), outside("ipc").to_str().unwrap());
+        assert_eq!(inside(&[], "readlink /proc/self/ns/net"), outside("net").to_str().unwrap());
+        let alone = inside(
+            &["--network", "none"],
+            "readlink /proc/self/ns/net; cat /proc/net/dev /proc/net/if_inet6",
+        );
+        assert!(!alone.contains(outside("net").to_str().unwrap()), "{who:?}: {alone}");
+        assert_eq!(
+            alone
+                .lines()
+                .filter(|line| line.contains(": "))
+                .map(str::trim_start)
+                .filter(|line| !line.starts_with("lo:"))
+                .count(),
+            0,
+            "{who:?}: {alone}"
+        );
+        assert!(
+            alone.contains("00000000000000000000000000000001") || !Path::new("/proc/net/if_inet6").exists(),
+            "its loopback is up: {alone}"
+        );
+    });
+}

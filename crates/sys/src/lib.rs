@@ -18,6 +18,7 @@
 
 pub mod affinity;
 pub mod alarm;
+pub mod confine;
 pub mod creds;
 pub mod device;
 mod dir;

@@ -233,6 +233,10 @@ pub struct Namespaces {
     pub mount: bool,
     /// A PID namespace, for children.
     pub pid: bool,
+    /// A namespace of System V IPC and POSIX message queues.
+    pub ipc: bool,
+    /// A network namespace, with the abstract unix sockets.
+    pub network: bool,
 }
 
 /// Moves the calling thread to new namespaces (unshare(2)). `EINVAL` for a user namespace once the process has several
@@ -242,6 +246,8 @@ pub fn unshare(namespaces: Namespaces) -> Result<()> {
     flags.set(UnshareFlags::NEWUSER, namespaces.user);
     flags.set(UnshareFlags::NEWNS, namespaces.mount);
     flags.set(UnshareFlags::NEWPID, namespaces.pid);
+    flags.set(UnshareFlags::NEWIPC, namespaces.ipc);
+    flags.set(UnshareFlags::NEWNET, namespaces.network);
     // SAFETY: only namespaces are made new, never the table of descriptors (`CLONE_FILES`), on which Rust's ownership of
     // descriptors rests.
     unsafe { rustix::thread::unshare_unsafe(flags) }

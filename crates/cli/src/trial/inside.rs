@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use plyfs_sys::mount::{self, MountPropagationFlags, Namespaces};
-use plyfs_sys::process;
+use plyfs_sys::{confine, process};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 
+use crate::args::ViewNetwork;
 use crate::failure::{Context, Failure, Outcome};
 use crate::trial::idmap::{Helper, Map};
 use crate::trial::signals::{Caught, Then};
@@ -20,7 +21,7 @@ pub fn run(args: &StageArgs) -> Outcome<u8> {
     let view = args.view.as_deref().ok_or_else(|| Failure::usage("inside: no view named"))?;
     let helper = Helper::start(Map::Identity).map_err(own)?;
     enter(view).map_err(own)?;
-    seal(helper).map_err(own)?;
+    seal(helper, args.trial.network).map_err(own)?;
     restore_limit(args.nofile).map_err(own)?;
     let forwarding = Caught::new().and_then(|caught| caught.forward(Then::TellAll)).map_err(own)?;
     let child = start(args)?;
@@ -44,9 +45,18 @@ fn enter(view: &Path) -> Outcome<()> {
 }
 
 /// Moves to a user and mount namespace below those that made the view: its mounts are locked from here on, and no
-/// capability reaches beyond it.
-fn seal(helper: Helper) -> Outcome<()> {
-    helper.enter(Namespaces { mount: true, ..Namespaces::default() })?;
+/// capability reaches beyond it. With it System V IPC and, if so asked, the network become the view's own, and nothing can
+/// be typed into the terminal.
+fn seal(helper: Helper, network: ViewNetwork) -> Outcome<()> {
+    let alone = network == ViewNetwork::None;
+    helper.enter(Namespaces { mount: true, ipc: true, network: alone, ..Namespaces::default() })?;
+    if alone {
+        confine::start_loopback().context(|| "cannot start the loopback interface in the view")?;
+    }
+    if confine::refuse_terminal_input().is_err() {
+        // A kernel without seccomp: in a session without a terminal there is nothing to type into, and no job control.
+        process::new_session().context(|| "cannot leave the terminal")?;
+    }
     // In this order: both are reset by the change of credentials above.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context(|| "cannot tie to the parent")?;

@@ -35,7 +35,7 @@ use std::process::{Command, ExitStatus};
 
 use clap::{Args, ValueEnum};
 
-use crate::args::TryArgs;
+use crate::args::{TryArgs, ViewNetwork};
 use crate::failure::{Context, Failure, Outcome};
 use crate::trial::signals::{Caught, Then};
 
@@ -114,6 +114,9 @@ fn pass_on(args: &TryArgs, command: &mut Command) {
         if let Some(value) = value {
             command.arg(name).arg(value);
         }
+    }
+    if args.network == ViewNetwork::None {
+        command.args(["--network", "none"]);
     }
     for (name, given) in [("--json", args.json), ("--quiet", args.quiet)] {
         if given {

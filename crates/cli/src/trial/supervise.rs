@@ -11,7 +11,7 @@ use plyfs_sys::mount::{self, MountPropagationFlags, Namespaces};
 use plyfs_sys::{creds, process};
 use rustix::process::{Resource, Signal};
 
-use crate::args::TryArgs;
+use crate::args::{TryArgs, ViewNetwork};
 use crate::failure::{Context, Failure, Outcome};
 use crate::trial::frame::{self, Hole};
 use crate::trial::idmap::{Helper, Map};
@@ -215,6 +215,9 @@ impl<'a> Trial<'a> {
         command.arg("--view").arg(view).arg("--start").arg(&self.start);
         if let Some(soft) = soft {
             command.arg("--nofile").arg(soft.to_string());
+        }
+        if args.network == ViewNetwork::None {
+            command.args(["--network", "none"]);
         }
         command.arg("--").args(&args.command);
         let forwarding = caught.forward(Then::Kill).map_err(own)?;
