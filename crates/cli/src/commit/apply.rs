@@ -2,41 +2,66 @@
 //!
 //! Everything is prepared beside its name and moved there by one rename, its data being on the medium, so that each name
 //! has its old or its new content whenever the power fails; a commit that was interrupted is finished by running it
-//! again. Only directory descriptors are used and no symbolic link is followed: nothing outside the target is touched,
+//! again (`progress.rs`). Only directory descriptors are used and no symbolic link is followed: nothing outside the target is touched,
 //! whatever the upper and the target contain and whoever changes them meanwhile.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use plyfs_format::{Name, NameBuf, RelPath};
-use plyfs_sys::{Dir, DirMut, Errno, File, FileKind, OFlags, Stat};
+use plyfs_sys::{Dir, DirMut, Errno, Faults, File, FileKind, OFlags, Stat};
 
 use crate::changes::{Item, UpperDir, redirected};
-use crate::commit::meta;
-use crate::commit::stage::{self, Stage};
+use crate::commit::stage::{self, Owner, Stage};
+use crate::commit::{meta, progress};
 use crate::failure::{Context, Failure, Outcome};
 
-/// Applies the upper at `upper` to the directory at `onto`.
-pub fn apply(upper: &Path, onto: &Path, ignore_owner: bool) -> Outcome<()> {
+/// Applies the upper at `path` to the directory at `onto`, or finishes doing so. An upper that was applied to it already,
+/// to the end, is not applied again.
+pub fn apply(path: &Path, onto: &Path, ignore_owner: bool, faults: &Faults) -> Outcome<()> {
     let target = DirMut::open_root(onto).context(|| onto.display().to_string())?;
-    let upper = UpperDir::open_root(upper)?;
-    let stage = Stage::open(&target)?;
+    let upper = UpperDir::open_root(path)?;
+    let identity = progress::identity(&upper.dir).context(|| path.display().to_string())?;
+    let stage = Stage::open(&target, Owner { identity: &identity, path }, faults)?;
+    if progress::is_done(&upper, &target)? {
+        return stage.finish(&target);
+    }
     let moves = take_renamed(&upper, &target, &stage)?;
+    let renames = !moves.is_empty();
     let mut apply = Apply { stage, moves, links: HashMap::new(), ignore_owner };
     apply.directory(&upper, &target, false)?;
     let stage = apply.stage;
     target.sync_filesystem().context(|| "cannot write the target to the medium")?;
+    if renames {
+        stage.point("done").context(|| "cannot finish")?;
+        progress::mark_done(path, upper.namespace, &target)?;
+    }
     stage.finish(&target)?;
     target.sync().context(|| "cannot write the target to the medium")
 }
 
-/// Takes what was renamed away from its old names, what lies deepest first: it may lie in something else that was renamed.
-/// Returns the numbers by the new names.
-fn take_renamed(upper: &UpperDir, target: &DirMut, stage: &Stage) -> Outcome<HashMap<RelPath, usize>> {
+/// What was renamed, as the old and the new place, in an order that depends on the upper alone.
+fn renamed(upper: &UpperDir) -> Outcome<Vec<(RelPath, RelPath)>> {
     let mut renamed = redirected(upper)?;
+    // What lies deepest first: it may lie in something else that was renamed.
     renamed.sort_by(|(one, _), (other, _)| depth(other).cmp(&depth(one)).then_with(|| one.cmp(other)));
-    let mut moves = HashMap::new();
-    for (number, (source, path)) in renamed.into_iter().enumerate() {
+    Ok(renamed)
+}
+
+/// Takes what was renamed away from its old names, unless an interrupted commit has taken all: what is there now has got
+/// its new name there. Returns the numbers by the new names.
+fn take_renamed(upper: &UpperDir, target: &DirMut, stage: &Stage) -> Outcome<HashMap<RelPath, usize>> {
+    let renamed = renamed(upper)?;
+    let describe = || "cannot prepare the commit";
+    if !renamed.is_empty() && !stage.has_taken().context(describe)? {
+        take_all(&renamed, target, stage)?;
+        stage.mark_taken().context(describe)?;
+    }
+    Ok(renamed.into_iter().enumerate().map(|(number, (_, path))| (path, number)).collect())
+}
+
+fn take_all(renamed: &[(RelPath, RelPath)], target: &DirMut, stage: &Stage) -> Outcome<()> {
+    for (number, (source, _)) in renamed.iter().enumerate() {
         let describe = || format!("/{source}: cannot rename it");
         let (Some(parent), Some(name)) = (source.parent(), source.file_name()) else {
             return Err(Failure::new("a redirect to the root itself; the upper is damaged"));
@@ -47,9 +72,8 @@ fn take_renamed(upper: &UpperDir, target: &DirMut, stage: &Stage) -> Outcome<Has
             Err(Errno::NOENT) => {}
             Err(error) => return Err(error).context(describe),
         }
-        moves.insert(path, number);
     }
-    Ok(moves)
+    Ok(())
 }
 
 fn depth(path: &RelPath) -> usize {
@@ -116,11 +140,14 @@ impl Apply {
         self.ensure_directory(target, name).context(|| cannot("make", &path))?;
         let child = target.child_mut(name).context(|| cannot("open", &path))?;
         self.directory(&upper.child(name)?, &child, replaced && moved.is_none())?;
-        meta::give(target, name, upper, name, stat, self.ignore_owner)
+        self.stage
+            .point("attributes")
+            .and_then(|()| meta::give(target, name, upper, name, stat, self.ignore_owner))
             .context(|| cannot("set the attributes of", &path))
     }
 
     fn ensure_directory(&mut self, target: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
+        self.stage.point("directory")?;
         match target.stat_at(name) {
             Ok(stat) if stat.is_dir() => Ok(()),
             Ok(_) => {
@@ -183,4 +210,213 @@ fn copy_data(upper: &Dir, name: Name<'_>, stat: &Stat, to: &File) -> plyfs_sys::
 
 fn cannot(what: &str, path: &RelPath) -> String {
     format!("cannot {what} /{path}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ffi::CStr;
+    use std::path::PathBuf;
+
+    use plyfs_sys::XattrFlags;
+    use plyfs_sys::fault::Action;
+
+    use super::*;
+
+    /// A target and an upper over it, in memory where that can have the attributes.
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            let in_memory = tempfile::tempdir_in("/dev/shm").ok();
+            let has_attributes = |place: &tempfile::TempDir| {
+                let dir = DirMut::open_root(place.path()).unwrap();
+                dir.set_own_xattr(c"user.test", b"y", XattrFlags::empty()).is_ok()
+            };
+            Self(in_memory.filter(has_attributes).unwrap_or_else(|| tempfile::tempdir().unwrap()))
+        }
+
+        fn at(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            std::fs::create_dir_all(self.at(name).parent().unwrap()).unwrap();
+            std::fs::write(self.at(name), text).unwrap();
+        }
+
+        fn attribute(&self, name: &str, attr: &CStr, value: &str) {
+            let dir = DirMut::open_root(&self.at(name)).unwrap();
+            dir.set_own_xattr(attr, value.as_bytes(), XattrFlags::empty()).unwrap();
+        }
+
+        fn make_target(&self) {
+            match std::fs::remove_dir_all(self.at("target")) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
+                _ => {}
+            }
+            for (name, text) in [
+                ("swap1/one", "1"),
+                ("swap2/two", "2"),
+                ("dir/one", "a"),
+                ("dir/sub/two", "b"),
+                ("chain1/f", "c1"),
+                ("chain2/f", "c2"),
+                ("chain2/more", "c2"),
+                ("gone/deep/x", "x"),
+                ("opaque/old", "o"),
+                ("file", "old"),
+            ] {
+                self.write(&format!("target/{name}"), text);
+            }
+        }
+
+        /// swap1 and swap2 exchanged; dir is dir2, without `one` and `sub`, which is at the root; chain1 in the place of
+        /// chain2, which is deleted.
+        fn make_upper(&self) {
+            for (name, text) in [
+                ("swap1/new", "n1"),
+                ("swap2/.wh.one", ""),
+                ("dir2/.wh.one", ""),
+                ("dir2/.wh.sub", ""),
+                ("dir2/new", "n"),
+                (".wh.dir", ""),
+                ("sub/two", "bb"),
+                ("chain2/g", "g"),
+                (".wh.chain1", ""),
+                (".wh.gone", ""),
+                ("opaque/new", "n"),
+                ("file", "new"),
+            ] {
+                self.write(&format!("upper/{name}"), text);
+            }
+            std::fs::hard_link(self.at("upper/file"), self.at("upper/opaque/link")).unwrap();
+            self.attribute("upper", c"user.overlay.impure", "y");
+            self.attribute("upper/opaque", c"user.overlay.opaque", "y");
+            for (name, redirect) in [
+                ("swap1", "swap2"),
+                ("swap2", "swap1"),
+                ("dir2", "dir"),
+                ("sub", "/dir/sub"),
+                ("chain2", "chain1"),
+            ] {
+                self.attribute(&format!("upper/{name}"), c"user.overlay.redirect", redirect);
+            }
+        }
+
+        /// The upper as it was before anything was applied.
+        fn unmark(&self) {
+            let upper = DirMut::open_root(&self.at("upper")).unwrap();
+            match upper.remove_own_xattr(c"user.overlay.plyfs.committed") {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        fn apply(&self, faults: &Faults) -> Outcome<()> {
+            apply(&self.at("upper"), &self.at("target"), true, faults)
+        }
+
+        fn target(&self) -> BTreeMap<PathBuf, String> {
+            let mut found = BTreeMap::new();
+            collect(&self.at("target"), &mut found);
+            found
+        }
+    }
+
+    fn collect(directory: &Path, found: &mut BTreeMap<PathBuf, String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+                found.insert(path, "directory".to_owned());
+            } else {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.insert(path, text);
+            }
+        }
+    }
+
+    /// Applies until it crashes at the `nth` change; `false` if there are not so many.
+    fn crash(place: &Place, nth: u64) -> bool {
+        let faults = Faults::new();
+        faults.arm(nth, Action::Crash);
+        let applied = place.apply(&faults);
+        assert_eq!(applied.is_err(), faults.has_crashed(), "{applied:?}");
+        faults.has_crashed()
+    }
+
+    fn fresh() -> (Place, BTreeMap<PathBuf, String>) {
+        let place = Place::new();
+        place.make_upper();
+        place.make_target();
+        place.apply(&Faults::new()).unwrap();
+        let applied = place.target();
+        let read = |name: &str| applied.get(&place.at("target").join(name)).map(String::as_str);
+        assert_eq!((read("swap1/two"), read("swap1/new"), read("swap2/one")), (Some("2"), Some("n1"), None));
+        assert_eq!((read("dir2/one"), read("dir2/new"), read("sub/two")), (None, Some("n"), Some("bb")));
+        assert_eq!((read("chain2/f"), read("chain2/more"), read("chain1")), (Some("c1"), None, None));
+        assert_eq!((read("opaque/old"), read("opaque/link"), read("gone")), (None, Some("new"), None));
+        assert_eq!(read(".plyfs-commit"), None);
+        (place, applied)
+    }
+
+    #[test]
+    fn a_commit_that_stops_at_any_change_is_finished_by_the_next() {
+        let (place, applied) = fresh();
+        let mut nth = 1;
+        loop {
+            place.make_target();
+            place.unmark();
+            if !crash(&place, nth) {
+                break;
+            }
+            place.apply(&Faults::new()).unwrap();
+            assert_eq!(place.target(), applied, "stopped at change {nth}");
+            nth += 1;
+        }
+        assert!(nth > 40, "{nth} changes");
+    }
+
+    #[test]
+    fn a_commit_that_stops_twice_is_finished_by_the_third() {
+        let (place, applied) = fresh();
+        for first in (1..).step_by(3) {
+            for second in (1..).step_by(4) {
+                place.make_target();
+                place.unmark();
+                if !crash(&place, first) {
+                    return;
+                }
+                let crashed = crash(&place, second);
+                place.apply(&Faults::new()).unwrap();
+                assert_eq!(place.target(), applied, "stopped at changes {first} and {second}");
+                if !crashed {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_upper_is_applied_to_a_directory_once_and_to_another_as_well() {
+        let (place, applied) = fresh();
+        place.apply(&Faults::new()).unwrap();
+        assert_eq!(place.target(), applied, "what was exchanged stays so");
+        std::fs::rename(place.at("target"), place.at("first")).unwrap();
+        place.make_target();
+        place.apply(&Faults::new()).unwrap();
+        assert_eq!(place.target(), applied);
+    }
+
+    #[test]
+    fn what_another_commit_has_left_is_not_mixed_up() {
+        let (place, _) = fresh();
+        place.make_target();
+        place.unmark();
+        assert!(crash(&place, 20));
+        std::fs::create_dir(place.at("other")).unwrap();
+        let refused = apply(&place.at("other"), &place.at("target"), true, &Faults::new()).unwrap_err();
+        assert!(refused.to_string().contains("upper to this directory was interrupted"), "{refused}");
+    }
 }

@@ -3,14 +3,16 @@
 
 mod apply;
 mod meta;
+mod progress;
 mod stage;
 
 use std::io::{BufRead, IsTerminal, Write};
 
+use plyfs_sys::{Dir, Faults};
 use serde_json::json;
 
 use crate::args::CommitArgs;
-use crate::changes::{self, Comparison};
+use crate::changes::{self, Comparison, UpperDir};
 use crate::failure::{Context, Failure, Outcome};
 use crate::paint::Paint;
 
@@ -19,15 +21,38 @@ pub fn run(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
     if args.json && !args.yes && !args.dry_run {
         return Err(Failure::usage("commit --json asks nobody; add --yes or --dry-run"));
     }
-    let count = show(args, out)?;
-    if args.dry_run || count == 0 {
+    let (done, left) = progress(args)?;
+    if done && !left {
+        return already(args, out);
+    }
+    // What is to be finished was shown, and agreed to, when it was begun; half done it would look strange.
+    let count = if done { 0 } else { show(args, out)? };
+    if args.dry_run || (count == 0 && !left) {
         return summary(args, count, out);
     }
     if !args.yes && !confirmed(args, out)? {
         return Err(Failure::new("nothing was changed"));
     }
-    apply::apply(&args.upper, &args.onto, args.ignore_owner)?;
+    apply::apply(&args.upper, &args.onto, args.ignore_owner, &Faults::new())?;
     summary(args, count, out)
+}
+
+/// Whether the upper was applied to the end, and whether an interrupted commit has left something to do.
+fn progress(args: &CommitArgs) -> Outcome<(bool, bool)> {
+    let upper = UpperDir::open_root(&args.upper)?;
+    let target = Dir::open_root(&args.onto).context(|| args.onto.display().to_string())?;
+    Ok((progress::is_done(&upper, &target)?, stage::is_left(&target)?))
+}
+
+fn already(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
+    let (upper, onto) = (args.upper.display(), args.onto.display());
+    if args.json {
+        let onto = args.onto.to_string_lossy();
+        writeln!(out, "{}", json!({"applied": true, "changes": 0, "onto": onto}))?;
+    } else {
+        writeln!(out, "{upper} was applied to {onto} before; it is not needed any more")?;
+    }
+    Ok(())
 }
 
 /// Prints the changes and returns their number.

@@ -1,12 +1,14 @@
 //! The place on the target's file system where things are prepared, and from where they are moved to their names.
 //!
 //! It is a directory in the target's root. What was renamed waits here under a name that depends on the upper alone, so
-//! that a commit that was interrupted finds it again.
+//! that a commit that was interrupted finds it again; beside it two symbolic links that lead nowhere say whose commit it
+//! is and how far it came. Every change of the target goes through here or passes a fault point of [`Stage::point`].
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use plyfs_format::{Name, NameBuf};
-use plyfs_sys::{DirMut, Errno, File, OFlags, RenameFlags};
+use plyfs_sys::{Dir, DirMut, Errno, Faults, File, OFlags, RenameFlags};
 use rustix::fs::FlockOperation;
 
 use crate::failure::{Context, Failure, Outcome};
@@ -16,19 +18,37 @@ pub const NAME: &[u8] = b".plyfs-commit";
 
 /// What waits for its new name begins with this.
 const MOVED: &[u8] = b"moved-";
+/// Says whose commit this is.
+const OWNER: &[u8] = b"upper";
+/// Says that all that was renamed has been taken from its old name.
+const TAKEN: &[u8] = b"taken";
+/// How much of the path of the upper is kept, for people: a symbolic link holds no more than a path.
+const PATH_SHOWN: usize = 3000;
+
+/// Whose commit it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// What tells the upper from others ([`identity`](super::progress::identity)).
+    pub identity: &'a str,
+    /// Where it is, for people.
+    pub path: &'a Path,
+}
 
 /// The place; only one commit at a time has it.
 #[derive(Debug)]
 pub struct Stage {
     dir: DirMut,
+    #[expect(dead_code, reason = "held for its lock")]
     lock: std::os::fd::OwnedFd,
     next: u64,
+    faults: Faults,
 }
 
 impl Stage {
     /// Makes the place, or takes over that of a commit that was interrupted.
-    pub fn open(target: &DirMut) -> Outcome<Self> {
+    pub fn open(target: &DirMut, owner: Owner<'_>, faults: &Faults) -> Outcome<Self> {
         let name = constant(NAME)?;
+        faults.point("stage").context(|| "cannot write to the target")?;
         match target.create_dir(name, 0o700) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(Failure::new(format!("cannot write to the target: {error}"))),
@@ -39,15 +59,69 @@ impl Stage {
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             Failure::new("another plyfs commit is working on this directory; wait until it is done")
         })?;
-        let stage = Self { dir, lock, next: 0 };
+        let stage = Self { dir, lock, next: 0, faults: faults.clone() };
+        stage.belong_to(owner)?;
         stage.sweep().context(describe)?;
         Ok(stage)
+    }
+
+    /// Passes a fault point, before a change of the target.
+    pub fn point(&self, name: &'static str) -> plyfs_sys::Result<()> {
+        self.faults.point(name)
+    }
+
+    /// Refuses a place that another upper's commit has left, and says that it is this one's.
+    fn belong_to(&self, owner: Owner<'_>) -> Outcome<()> {
+        let describe = || "cannot prepare the commit";
+        let path = std::path::absolute(owner.path).context(describe)?;
+        let shown = path.as_os_str().as_encoded_bytes();
+        let shown = shown.get(..PATH_SHOWN).unwrap_or(shown);
+        let text = [owner.identity.as_bytes(), b" ", shown].concat();
+        let found = match self.dir.readlink(constant(OWNER)?) {
+            Err(Errno::NOENT) => {
+                self.say(OWNER, &text).context(describe)?;
+                return Ok(());
+            }
+            found => found.context(describe)?,
+        };
+        let mut words = found.splitn(2, |byte| *byte == b' ');
+        if words.next() == Some(owner.identity.as_bytes()) {
+            return Ok(());
+        }
+        let other = String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned();
+        Err(Failure::new(format!(
+            "a commit of {other} to this directory was interrupted; finish that one first: plyfs commit {other} --onto …"
+        )))
+    }
+
+    /// Makes a mark, on the medium when it returns.
+    fn say(&self, mark: &'static [u8], text: &[u8]) -> plyfs_sys::Result<()> {
+        self.point("mark")?;
+        self.dir.symlink(text, Name::new(mark).map_err(|_| Errno::INVAL)?)?;
+        self.dir.sync()
+    }
+
+    /// Whether all that was renamed has been taken.
+    pub fn has_taken(&self) -> plyfs_sys::Result<bool> {
+        match self.dir.stat_at(Name::new(TAKEN).map_err(|_| Errno::INVAL)?) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says that all that was renamed has been taken, and is on the medium.
+    pub fn mark_taken(&self) -> plyfs_sys::Result<()> {
+        self.dir.sync_filesystem()?;
+        self.say(TAKEN, b"all")
     }
 
     /// Removes what an interrupted commit had not finished; what it had taken away from its old name stays.
     fn sweep(&self) -> plyfs_sys::Result<()> {
         for name in names(&self.dir)? {
-            if !name.as_bytes().starts_with(MOVED) {
+            let mark = [OWNER, TAKEN].contains(&name.as_bytes());
+            if !mark && !name.as_bytes().starts_with(MOVED) {
+                self.point("sweep")?;
                 remove(&self.dir, name.as_name())?;
             }
         }
@@ -66,6 +140,7 @@ impl Stage {
         make: impl FnOnce(&DirMut, Name<'_>) -> plyfs_sys::Result<()>,
     ) -> Outcome<NameBuf> {
         let name = self.fresh()?;
+        self.point("make").context(|| "cannot prepare it")?;
         make(&self.dir, name.as_name()).context(|| "cannot prepare it")?;
         Ok(name)
     }
@@ -73,6 +148,7 @@ impl Stage {
     /// Makes a regular file.
     pub fn make_file(&mut self) -> Outcome<(NameBuf, File)> {
         let name = self.fresh()?;
+        self.point("make").context(|| "cannot prepare it")?;
         let file =
             self.dir.create_file(name.as_name(), OFlags::RDWR, 0o600).context(|| "cannot prepare it")?;
         Ok((name, file))
@@ -95,9 +171,11 @@ impl Stage {
 
     /// Moves what was made here to its name, in place of what has it.
     pub fn publish(&self, made: &NameBuf, to: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
+        self.point("publish")?;
         match self.dir.rename(made.as_name(), to, name, RenameFlags::empty()) {
             Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {
                 self.take_away(to, name)?;
+                self.point("publish")?;
                 self.dir.rename(made.as_name(), to, name, RenameFlags::empty())
             }
             other => other,
@@ -107,8 +185,9 @@ impl Stage {
     /// Removes a name and all below it: first the name, at once, then what had it.
     pub fn take_away(&self, from: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
         let away = Name::new(b"away").map_err(|_| Errno::INVAL)?;
+        self.point("take away")?;
         match from.rename(name, &self.dir, away, RenameFlags::empty()) {
-            Ok(()) => remove(&self.dir, away),
+            Ok(()) => self.point("remove").and_then(|()| remove(&self.dir, away)),
             Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error),
         }
@@ -120,6 +199,7 @@ impl Stage {
         if self.dir.stat_at(waiting.as_name()).is_ok() {
             return Ok(());
         }
+        self.point("take")?;
         match from.rename(name, &self.dir, waiting.as_name(), RenameFlags::NOREPLACE) {
             Err(Errno::NOENT) => Ok(()),
             other => other,
@@ -139,6 +219,7 @@ impl Stage {
     /// A further name here for something that was published, so that more names can be linked to it later.
     pub fn remember(&mut self, of: &DirMut, name: Name<'_>) -> Outcome<NameBuf> {
         let kept = self.fresh()?;
+        self.point("link").context(|| "cannot link it")?;
         self.dir.hard_link(of, name, kept.as_name()).context(|| "cannot link it")?;
         Ok(kept)
     }
@@ -146,15 +227,30 @@ impl Stage {
     /// Makes another link here of something remembered.
     pub fn link_again(&mut self, remembered: &NameBuf) -> Outcome<NameBuf> {
         let name = self.fresh()?;
+        self.point("link").context(|| "cannot link it")?;
         self.dir.hard_link(&self.dir, remembered.as_name(), name.as_name()).context(|| "cannot link it")?;
         Ok(name)
     }
 
-    /// Removes the place, when everything has its name.
+    /// Removes the place, when everything has its name: the marks last.
     pub fn finish(self, target: &DirMut) -> Outcome<()> {
-        drop(self.lock);
-        remove(target, constant(NAME)?).context(|| "cannot remove what was prepared")
+        let describe = || "cannot remove what was prepared";
+        self.sweep().context(describe)?;
+        for mark in [TAKEN, OWNER] {
+            self.point("finish").context(describe)?;
+            match self.dir.unlink(constant(mark)?) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error).context(describe),
+            }
+        }
+        self.point("finish").context(describe)?;
+        remove(target, constant(NAME)?).context(describe)
     }
+}
+
+/// Whether a commit has left its place in this directory.
+pub fn is_left(target: &Dir) -> Outcome<bool> {
+    Ok(target.stat_at(constant(NAME)?).is_ok())
 }
 
 /// Removes an entry and all below it, following no symbolic link.
