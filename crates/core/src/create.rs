@@ -115,7 +115,7 @@ impl Overlay {
         let upper = self.require_upper()?;
         self.ensure(&parent, Depth::Metadata)?;
         let dir = self.upper_dir(&parent)?;
-        let caller = &self.show.creator(caller)?;
+        let caller = &self.show.creator(caller);
         let wanted = Wanted { caller, mode: S_IFREG | (mode & 0o7777), new: New::File };
         let file = self.make_unnamed(upper, &dir, wanted)?;
         let stat = file.stat()?;
@@ -144,7 +144,7 @@ impl Overlay {
         if whiteout::is_reserved(checked) {
             return Err(Errno::INVAL);
         }
-        let caller = &self.show.creator(wanted.caller)?;
+        let caller = &self.show.creator(wanted.caller);
         let wanted = Wanted { caller, ..wanted };
         self.ensure(&parent, Depth::Metadata)?;
         self.may_add_names(&parent)?;

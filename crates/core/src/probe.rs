@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use plyfs_format::spec::{LayerTrust, RedirectMode, UuidMode, Xino};
 use plyfs_format::{Name, Namespace, Private, RelPath, StackSpec, UpperSpec};
-use plyfs_sys::{Dir, DirMut, Errno, OFlags, RenameFlags, Stat, XattrFlags, mount};
+use plyfs_sys::{Dir, DirMut, Errno, OFlags, RenameFlags, Stat, XattrFlags, mount, mountinfo};
 
 use crate::Result;
 use crate::error::AssembleError;
@@ -68,7 +68,12 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
 /// What is shown otherwise than it lies on disk. An upper that is to record owners and modes is marked so at its root,
 /// like every layer that does.
 pub(crate) fn show(spec: &StackSpec, lowers: &[LowerLayer], upper: Option<&Upper>) -> Assembled<Show> {
-    let mut show = Show::new(&spec.options);
+    let mut options = spec.options.clone();
+    if (options.uid_mapping.is_some() || options.gid_mapping.is_some()) && has_mapped_mount(spec)? {
+        tracing::info!("uidmapping and gidmapping are left to the idmapped mounts on which lower layers lie");
+        (options.uid_mapping, options.gid_mapping) = (None, None);
+    }
+    let mut show = Show::new(&options);
     if let Some(upper) = upper {
         let fail = |errno| directory_error("upperdir", &upper.path, errno);
         let present = Record::of_layer(&upper.root).map_err(fail)?;
@@ -85,6 +90,23 @@ pub(crate) fn show(spec: &StackSpec, lowers: &[LowerLayer], upper: Option<&Upper
     }
     show.any_record = show.upper_record.is_some() || lowers.iter().any(|layer| layer.record.is_some());
     Ok(show)
+}
+
+/// Whether a lower layer lies on an idmapped mount. podman, as root with a user namespace, makes such mounts for a kernel
+/// overlay, with an upper that holds the host's ids, and asks a mount program for the same mapping once more.
+fn has_mapped_mount(spec: &StackSpec) -> Assembled<bool> {
+    let table = mountinfo::read().map_err(|error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        directory_error("mount table", Path::new("/proc/self/mountinfo"), errno)
+    })?;
+    for path in &spec.lowers {
+        let id = Dir::open_root(path).and_then(|dir| dir.mount_id());
+        let id = id.map_err(|errno| directory_error("lowerdir", path, errno))?;
+        if table.iter().any(|mount| mount.id == id && mount.has_option("idmapped")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens the lower layers, topmost first. Where it is allowed each gets a read-only mount of its own, without what is

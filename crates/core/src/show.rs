@@ -99,13 +99,18 @@ impl Show {
         }
     }
 
-    /// The caller with the ids that what it creates has on disk.
-    ///
-    /// # Errors
-    /// `EOVERFLOW` for an id that has none.
-    pub fn creator(&self, caller: &Caller) -> Result<Caller> {
-        let Some(ids) = &self.ids else { return Ok(*caller) };
-        Ok(Caller { uid: ids.uid.to_disk(caller.uid)?, gid: ids.gid.to_disk(caller.gid)?, ..*caller })
+    /// The caller with the ids that what it creates has on disk. An id that has none creates as the overflow id, as in
+    /// fuse-overlayfs: podman itself, whose id is not the container's, puts `/etc/mtab` into a new container.
+    pub fn creator(&self, caller: &Caller) -> Caller {
+        let Some(ids) = &self.ids else { return *caller };
+        let to_disk = |translation: &Translation, id| translation.to_disk(id).unwrap_or(OVERFLOW_ID);
+        Caller { uid: to_disk(&ids.uid, caller.uid), gid: to_disk(&ids.gid, caller.gid), ..*caller }
+    }
+
+    /// Whether every object is shown with one and the same owner and group, whatever lies on disk.
+    pub fn squashes(&self) -> bool {
+        let squashed = |translation: &Translation| matches!(translation, Translation::Squash(_));
+        self.ids.as_ref().is_some_and(|ids| squashed(&ids.uid) && squashed(&ids.gid))
     }
 
     /// A change of owner in ids as on disk; a squashed id is never changed.

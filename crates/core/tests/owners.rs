@@ -40,7 +40,12 @@ fn mapped_ids_are_translated_both_ways() {
     assert_eq!((made.attr.uid, made.attr.gid), (1003, 2004));
     let disk = fs::metadata(stack.path("u/d")).unwrap();
     assert_eq!((disk.uid(), disk.gid()), (3, 4));
-    assert_eq!(overlay.mkdir(&someone(5), NodeId::ROOT, b"e", 0o755), Err(Errno::OVERFLOW));
+    let by_unmapped = overlay.mkdir(&someone(5), NodeId::ROOT, b"e", 0o755).unwrap();
+    assert_eq!((by_unmapped.attr.uid, by_unmapped.attr.gid), (65534, 65534));
+    assert_eq!(fs::metadata(stack.path("u/e")).unwrap().uid(), 65534);
+    let to_unmapped = SetAttr { uid: Some(5), ..SetAttr::default() };
+    let refused = overlay.setattr(&me(), walk(&overlay, "d").unwrap(), None, &to_unmapped);
+    assert_eq!(refused.unwrap_err(), Errno::OVERFLOW);
     let set = SetAttr { uid: Some(1001), ..SetAttr::default() };
     let changed = overlay.setattr(&me(), walk(&overlay, "f").unwrap(), None, &set).unwrap();
     assert_eq!((changed.uid, changed.gid), (1001, 2007));

@@ -40,9 +40,12 @@ pub enum IdMapError {
 }
 
 impl IdMap {
-    /// Reads an option's value.
+    /// Reads an option's value. One `:` before it is passed over: containers/storage (podman, buildah) always puts it
+    /// there, and fuse-overlayfs does not mind.
     pub fn parse(text: &[u8]) -> Result<Self, IdMapError> {
         let numbers = text
+            .strip_prefix(b":")
+            .unwrap_or(text)
             .split(|byte| *byte == b':')
             .enumerate()
             .map(|(at, field)| number(field).ok_or(IdMapError::Number(at + 1)))
@@ -139,10 +142,16 @@ mod tests {
     }
 
     #[test]
+    fn the_colon_that_containers_storage_puts_first_is_passed_over() {
+        assert_eq!(IdMap::parse(b":0:200000:65536"), IdMap::parse(b"0:200000:65536"));
+    }
+
+    #[test]
     fn malformed_mappings_are_refused() {
         for (text, expected) in [
             ("", IdMapError::Number(1)),
-            (":0:200000:65536", IdMapError::Number(1)),
+            ("::0:200000:65536", IdMapError::Number(1)),
+            (":", IdMapError::Number(1)),
             ("0:1", IdMapError::Fields(2)),
             ("0:1:1:", IdMapError::Number(4)),
             ("0:1:1:5", IdMapError::Fields(4)),

@@ -43,14 +43,17 @@ impl Overlay {
         let (uid, gid) = self.owners.replace(owner.uid, owner.gid);
         let foreign = nosuid || (uid, gid) != (owner.uid, owner.gid);
         let keep = if foreign && kind == FileKind::Regular { 0o1777 } else { 0o7777 };
-        let owner = Owner { uid, gid, mode: owner.mode & keep };
+        let mut owner = Owner { uid, gid, mode: owner.mode & keep };
         let recorded = self.record_new(to, owner, kind)?;
         if !recorded {
-            upper.chown(to, Some(owner.uid), Some(owner.gid)).map_err(|error| match error {
+            match upper.chown(to, Some(owner.uid), Some(owner.gid)) {
+                // Without privilege the copy is the mounter's, which nobody sees; it must not act in that name.
+                Err(Errno::PERM) if self.show.squashes() && kind == FileKind::Regular => owner.mode &= 0o1777,
+                Err(Errno::PERM) if self.show.squashes() => {}
                 // An id that this user namespace does not know.
-                Errno::INVAL => Errno::OVERFLOW,
-                other => other,
-            })?;
+                Err(Errno::INVAL) => return Err(Errno::OVERFLOW),
+                done => done?,
+            }
         }
         self.copy_xattrs(from, to, nosuid)?;
         self.copy_protection(&from.stat, to)?;

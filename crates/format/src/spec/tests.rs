@@ -169,7 +169,7 @@ fn wrong_values_name_the_option_and_what_it_takes() {
     ] {
         assert_eq!(error(written).to_string(), message);
     }
-    assert!(matches!(error("uidmapping=:0:200000:65536"), SpecError::IdMap { name: "uidmapping", .. }));
+    assert!(matches!(error("uidmapping=::0:200000:65536"), SpecError::IdMap { name: "uidmapping", .. }));
     assert!(matches!(
         parse("lowerdir=/a:"),
         Err(SpecError::Layers { reason: LayerListError::TrailingColon, .. })
