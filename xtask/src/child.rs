@@ -63,6 +63,15 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Outcome> {
 
 /// Like [`run`], without output of its own; what a failing child printed is shown.
 pub fn run_silent(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    let outcome = run_quiet(command, limit)?;
+    if !outcome.success() {
+        outcome.lines.iter().for_each(|line| eprintln!("{line}"));
+    }
+    Ok(outcome)
+}
+
+/// Like [`run`], without any output of its own.
+pub fn run_quiet(command: &mut Command, limit: Duration) -> Result<Outcome> {
     let shown = format!("{command:?}");
     // A file, not a pipe: a daemon inherits its starter's output and would keep a pipe open.
     let mut output = tempfile::tempfile().context("temporary file")?;
@@ -78,11 +87,7 @@ pub fn run_silent(command: &mut Command, limit: Duration) -> Result<Outcome> {
     let mut text = Vec::new();
     output.rewind().and_then(|()| output.read_to_end(&mut text)).context("temporary file")?;
     let lines: Vec<_> = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect();
-    let outcome = Outcome { status, lines };
-    if !outcome.success() {
-        outcome.lines.iter().for_each(|line| eprintln!("{line}"));
-    }
-    Ok(outcome)
+    Ok(Outcome { status, lines })
 }
 
 /// Prints each line of `pipe` and adds it to `lines`, in a thread that ends with the pipe.

@@ -6,6 +6,7 @@
 mod bench;
 mod child;
 mod differential;
+mod e2e;
 mod gate;
 mod layering;
 mod mounts;
@@ -44,6 +45,8 @@ enum Command {
     Differential(differential::Args),
     /// Change a mount from many threads while another walks it and a large file is copied up (as root)
     Stress(stress::Args),
+    /// Drive real container engines on plyfs: podman, buildah, docker (as root; installs them)
+    E2e(e2e::Args),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Differential(args) => differential::run(&args),
         Command::Stress(args) => stress::run(&args),
+        Command::E2e(args) => e2e::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {

@@ -4,11 +4,12 @@
 //! not an error here: without [`Machine::complete`] the tests skip, with a reason, what they cannot do.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
 use crate::child;
 
@@ -42,11 +43,11 @@ pub struct Machine {
 
 /// Installs what is missing, as far as this user can, and tells what still is.
 pub fn run() -> Result<Machine> {
-    if !missing_packages().is_empty() && rustix::process::geteuid().is_root() && is_tool("apt-get") {
-        install(&missing_packages())?;
+    if !missing_packages(TOOLS).is_empty() && rustix::process::geteuid().is_root() && is_tool("apt-get") {
+        install(&missing_packages(TOOLS))?;
     }
     let mut lacks: Vec<String> =
-        missing_packages().iter().map(|package| format!("package {package}")).collect();
+        missing_packages(TOOLS).iter().map(|package| format!("package {package}")).collect();
     if !rustix::process::geteuid().is_root() {
         lacks.push("root".to_owned());
     }
@@ -62,19 +63,49 @@ pub fn run() -> Result<Machine> {
     Ok(Machine { complete: lacks.is_empty() })
 }
 
-fn missing_packages() -> Vec<&'static str> {
+/// Installs the packages of those `tools` that are missing, without starting what they bring as services.
+pub fn install_tools(tools: &[(&str, &'static str)]) -> Result<()> {
+    let missing = missing_packages(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // What invoke-rc.d asks before it starts a service; 101 is "no".
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists();
+    if ours {
+        fs::write(policy, "#!/bin/sh\nexit 101\n").context("policy-rc.d")?;
+        fs::set_permissions(policy, PermissionsExt::from_mode(0o755)).context("policy-rc.d")?;
+    }
+    let installed = install(&missing);
+    if ours {
+        fs::remove_file(policy).context("policy-rc.d")?;
+    }
+    installed?;
+    match missing_packages(tools) {
+        missing if missing.is_empty() => Ok(()),
+        missing => bail!("cannot install {}", missing.join(" ")),
+    }
+}
+
+fn missing_packages(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
     let mut packages: Vec<_> =
-        TOOLS.iter().filter(|(tool, _)| !is_tool(tool)).map(|(_, package)| *package).collect();
+        tools.iter().filter(|(tool, _)| !is_tool(tool)).map(|(_, package)| *package).collect();
     packages.dedup();
     packages
 }
 
 /// Whether a program of this name can be called, administrators' directories included.
 pub fn is_tool(name: &str) -> bool {
+    tool_path(name).is_some()
+}
+
+/// Where [`is_tool`] finds the program.
+pub fn tool_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<_> = std::env::split_paths(&path).collect();
     directories.extend(["/usr/sbin", "/sbin"].map(|directory| Path::new(directory).to_path_buf()));
-    directories.iter().any(|directory| fs::metadata(directory.join(name)).is_ok_and(|found| found.is_file()))
+    let mut candidates = directories.iter().map(|directory| directory.join(name));
+    candidates.find(|path| fs::metadata(path).is_ok_and(|found| found.is_file()))
 }
 
 /// Installs packages, with a second and third attempt after a refreshed package list.
