@@ -85,8 +85,15 @@ impl Overlay {
             let (chunk, generation) = {
                 let state = dir.state.lock();
                 let Some(listing) = state.listing.as_ref() else { continue };
+                if !with_entries {
+                    match self.push_known(&node, &state, listing, &mut cookie, sink) {
+                        ControlFlow::Continue(()) => {}
+                        ControlFlow::Break(()) => return Ok(()),
+                    }
+                }
+                let size = if with_entries { CHUNK } else { 1 };
                 let chunk: Vec<(u64, Listed)> =
-                    listing.after(cookie).take(CHUNK).map(|(key, listed)| (key, listed.clone())).collect();
+                    listing.after(cookie).take(size).map(|(key, listed)| (key, listed.clone())).collect();
                 (chunk, state.generation)
             };
             let Some((last, _)) = chunk.last() else { return Ok(()) };
@@ -99,6 +106,33 @@ impl Overlay {
             }
             cookie = last;
         }
+    }
+
+    /// Gives out entries, from `cookie` on, for as long as the listing is enough to know them; breaks when the sink is
+    /// full. Needs no system call, so the listing may be locked meanwhile.
+    fn push_known(
+        &self,
+        node: &Node,
+        state: &DirState,
+        listing: &Listing,
+        cookie: &mut u64,
+        sink: &mut dyn DirSink,
+    ) -> ControlFlow<()> {
+        let Some(dir) = node.as_dir() else { return ControlFlow::Continue(()) };
+        for (key, listed) in listing.after(*cookie) {
+            // A node of upper may be a copy whose number was never written down.
+            let copy = listed.source == 0;
+            let child = copy.then(|| state.child(&self.table, node.id, &listed.name)).flatten();
+            let ino = child.map(|child| child.ino()).or_else(|| self.listed_ino(dir, listed));
+            let Some(ino) = ino else { break };
+            if !sink.has_room(listed.name.len()) {
+                return ControlFlow::Break(());
+            }
+            let kind = listed.kind.mode_bits();
+            sink.push(&DirEntry { cookie: key, ino, kind, name: &listed.name, entry: None });
+            *cookie = key;
+        }
+        ControlFlow::Continue(())
     }
 
     fn push_entry(

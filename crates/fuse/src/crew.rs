@@ -42,6 +42,11 @@ struct Shared {
     turn: Turn,
     follower: Seat,
     readers: [Seat; MOST_READERS],
+    /// The CPUs that the daemon was started on.
+    home: Cpus,
+    watch_tid: AtomicI32,
+    /// The alarm goes off to be set again, not for a look.
+    reset_alarm: AtomicBool,
     alarm: Alarm,
     /// The watch looks again by itself; otherwise the next request sets the alarm.
     watching: AtomicBool,
@@ -79,7 +84,7 @@ impl Crew {
     /// closes.
     ///
     /// # Errors
-    /// [`SessionError::Thread`], [`SessionError::Connection`] for lack of a timer.
+    /// [`SessionError::Thread`], [`SessionError::Connection`] for lack of a timer or of CPUs.
     pub fn start(
         server: Arc<Server>,
         fixed: Option<usize>,
@@ -90,6 +95,9 @@ impl Crew {
             turn: Turn::default(),
             follower: Seat::default(),
             readers: std::array::from_fn(|_| Seat::default()),
+            home: affinity::allowed(None).map_err(SessionError::Connection)?,
+            watch_tid: AtomicI32::new(0),
+            reset_alarm: AtomicBool::new(false),
             alarm: Alarm::new().map_err(SessionError::Connection)?,
             watching: AtomicBool::new(false),
             watched: fixed.is_none(),
@@ -199,7 +207,7 @@ impl Shared {
         seat.tid.store(affinity::current_tid(), Ordering::Relaxed);
         prepare_thread();
         let mut desk = self.server.desk();
-        let mut shadow = Shadow::new()?;
+        let mut shadow = Shadow::new();
         while self.turn.wait_or(|readers| readers == FOLLOW, || shadow.begin()) {
             if self.turn.is_closed() {
                 // Whoever closed may have freed this thread before it chose the idle class, in which it could be starved.
@@ -210,12 +218,24 @@ impl Shared {
                 Received::Closed => break,
                 Received::Interrupted => {}
                 Received::Message(length) => {
+                    shadow.received();
                     self.serve(seat, length, &mut desk)?;
-                    shadow.served(seat.last_client.load(Ordering::Relaxed));
+                    shadow
+                        .served(seat.last_client.load(Ordering::Relaxed), |cpu| self.keep_watch_off(cpu))?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whatever is woken on the follower's CPU, and be it for a moment, makes the scheduler send the client elsewhere. The
+    /// watch's timer goes off where it was set: the watch sets it anew on a CPU that it may still use.
+    fn keep_watch_off(&self, cpu: usize) -> Result<(), Errno> {
+        let tid = self.watch_tid.load(Ordering::Relaxed);
+        let kept = affinity::restrict(Some(tid), &self.home.without(cpu));
+        tracing::trace!(cpu, ?kept, "the follower is to be pinned");
+        self.reset_alarm.store(true, Ordering::SeqCst);
+        self.alarm.set(Duration::ZERO)
     }
 
     fn serve(&self, seat: &Seat, length: usize, desk: &mut Desk) -> Result<(), Errno> {
@@ -232,9 +252,11 @@ impl Shared {
     }
 
     fn watch(self: &Arc<Self>, may_follow: bool) -> Result<(), Errno> {
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
+        self.watch_tid.store(affinity::current_tid(), Ordering::Relaxed);
+        let cpus = self.home.count().max(1);
         let mut watch = Watch::new(cpus, may_follow);
         let mut last = Totals::default();
+        let mut pause = TICK;
         loop {
             self.alarm.wait()?;
             let [device] = device::wait([self.server.channel.as_fd()], Some(Duration::ZERO))?;
@@ -243,6 +265,10 @@ impl Shared {
                 self.turn.set(CLOSED);
                 self.free_follower();
                 return Ok(());
+            }
+            if self.reset_alarm.swap(false, Ordering::SeqCst) {
+                self.alarm.set(pause)?;
+                continue;
             }
             let (sight, totals) = self.look(&last, device.readable);
             last = totals;
@@ -259,12 +285,13 @@ impl Shared {
                 let recalled = self.follower.recall();
                 tracing::trace!(?recalled, "the follower");
             }
+            pause = verdict.again.unwrap_or(TICK);
             self.look_again(verdict.again)?;
         }
     }
 
-    fn look_again(&self, again: bool) -> Result<(), Errno> {
-        if !again {
+    fn look_again(&self, again: Option<Duration>) -> Result<(), Errno> {
+        if again.is_none() {
             self.watching.store(false, Ordering::SeqCst);
             // A request that began before it could see that nobody looks.
             let busy = self.seats().any(Seat::is_busy);
@@ -272,7 +299,7 @@ impl Shared {
                 return Ok(());
             }
         }
-        self.alarm.set(TICK)
+        self.alarm.set(again.unwrap_or(TICK))
     }
 
     fn switch(self: &Arc<Self>, mode: Mode) -> Result<(), Errno> {
@@ -293,10 +320,11 @@ impl Shared {
     /// The follower may be in the middle of a request that is slow, on a CPU that others want.
     fn free_follower(&self) {
         let Some(tid) = self.follower.begun_tid() else { return };
-        let freed = affinity::allowed(None).and_then(|cpus| affinity::restrict(Some(tid), &cpus));
+        let freed = affinity::restrict(Some(tid), &self.home);
+        let watch_freed = affinity::restrict(None, &self.home);
         // Without the right to leave the class it runs when a CPU is free, as it can choose any now.
         let raised = affinity::set_idle_class(Some(tid), false);
-        tracing::trace!(?freed, ?raised, "the follower is a normal thread");
+        tracing::trace!(?freed, ?raised, ?watch_freed, "the follower is a normal thread");
     }
 
     fn look(&self, last: &Totals, waiting: bool) -> (Sight, Totals) {
@@ -419,45 +447,55 @@ impl Seat {
 /// The follower's place: always the CPU of its client, as far as it can be known.
 struct Shadow {
     pace: Pace,
-    last: Instant,
+    idle_since: Instant,
     client: Option<(u32, TaskCpu)>,
     pinned: Option<usize>,
 }
 
 impl Shadow {
-    fn new() -> Result<Self, Errno> {
-        Ok(Self { pace: Pace::default(), last: Instant::now(), client: None, pinned: None })
+    fn new() -> Self {
+        Self { pace: Pace::default(), idle_since: Instant::now(), client: None, pinned: None }
     }
 
     /// A burst begins: into the idle class, on whatever CPU.
     fn begin(&mut self) {
         self.pace.begin();
         self.pinned = None;
-        self.last = Instant::now();
+        self.idle_since = Instant::now();
         if let Err(errno) = affinity::set_idle_class(None, true) {
             tracing::debug!(%errno, "no idle class");
         }
     }
 
-    /// A request of this client was served.
-    fn served(&mut self, client: u32) {
-        let now = Instant::now();
-        let gap = now.saturating_duration_since(self.last);
-        self.last = now;
-        if client == 0 || !self.pace.due(gap) {
-            return;
+    /// A request came.
+    fn received(&mut self) {
+        self.pace.received(self.idle_since.elapsed());
+    }
+
+    /// It was served, and this was the last known client. Moves to the client's CPU if it is time to look for it;
+    /// `moving` is told before.
+    fn served(&mut self, client: u32, moving: impl FnOnce(usize) -> Result<(), Errno>) -> Result<(), Errno> {
+        if self.pace.due()
+            && let Some(cpu) = self.look(client)
+            && self.pinned != Some(cpu)
+        {
+            moving(cpu)?;
+            let pinned = Cpus::one(cpu).and_then(|one| affinity::restrict(None, &one));
+            self.pinned = pinned.is_ok().then_some(cpu);
         }
+        self.idle_since = Instant::now();
+        Ok(())
+    }
+
+    fn look(&mut self, client: u32) -> Option<usize> {
         if self.client.as_ref().is_none_or(|(known, _)| *known != client) {
             self.client = TaskCpu::open(client).ok().map(|task| (client, task));
         }
         let cpu = self.client.as_ref().and_then(|(_, task)| task.cpu().ok());
-        let Some(cpu) = cpu else {
+        if cpu.is_none() {
             self.client = None;
-            return;
-        };
-        if self.pinned != Some(cpu) && Cpus::one(cpu).and_then(|one| affinity::restrict(None, &one)).is_ok() {
-            self.pinned = Some(cpu);
         }
+        cpu
     }
 }
 

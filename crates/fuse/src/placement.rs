@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-/// How often the watch looks, while requests come.
+/// How often the watch looks, while requests come; less often in a long burst.
 pub const TICK: Duration = Duration::from_millis(1);
 
 /// How many readers may be stuck in slow requests at once before others wait.
@@ -53,8 +53,8 @@ pub struct Verdict {
     pub free_follower: bool,
     /// Get the follower out of its waiting for a request.
     pub recall_follower: bool,
-    /// Look again after a [`TICK`]; otherwise at the next request.
-    pub again: bool,
+    /// When to look again; otherwise at the next request.
+    pub again: Option<Duration>,
 }
 
 /// The choice and what it is based on. Times are counted in ticks.
@@ -64,8 +64,10 @@ pub struct Watch {
     cpus: usize,
     may_follow: bool,
     window: Window,
-    /// Ticks of the present burst.
+    /// Ticks that the present burst has lasted.
     burst: u32,
+    /// Ticks between the last look and this one.
+    pause: u32,
     /// Ticks until a burst may be followed again, and how many there will be after the next failure.
     patience: u32,
     backoff: u32,
@@ -79,9 +81,15 @@ struct Window {
 }
 
 impl Watch {
-    const BACKOFF_FIRST: u32 = 100;
+    /// A passing task of others costs a tick; to be without a follower costs two thirds of the speed.
+    const BACKOFF_FIRST: u32 = 4;
     const BACKOFF_MOST: u32 = 2000;
-    const LONG_BURST: u32 = 1000;
+    /// A burst that paid for its end.
+    const LONG_BURST: u32 = 16;
+    /// A look disturbs the follower and its client, and a starved client waits for the next one: both may cost this part
+    /// of a burst.
+    const PAUSE: u32 = 16;
+    const PAUSE_MOST: u32 = 16;
     /// Requests that a decision is based on.
     const ENOUGH: u64 = 16;
     /// Ticks after which a window of fewer requests says nothing.
@@ -97,6 +105,7 @@ impl Watch {
             may_follow,
             window: Window { ticks: 0, requests: 0, switches: 0 },
             burst: 0,
+            pause: 1,
             patience: 0,
             backoff: Self::BACKOFF_FIRST,
         }
@@ -120,13 +129,14 @@ impl Watch {
     }
 
     fn tick_following(&mut self, sight: &Sight) -> Verdict {
-        self.burst += 1;
+        self.burst += self.pause;
         if sight.moved && sight.stuck == 0 {
             if !self.several_clients() {
                 if self.window.requests >= 4 * Self::ENOUGH {
                     self.window = Window::default();
                 }
-                return self.keep(true);
+                self.pause = (self.burst / Self::PAUSE).clamp(1, Self::PAUSE_MOST);
+                return self.keep();
             }
             return self.stop_following(self.cpus.max(2), true, false);
         }
@@ -165,7 +175,7 @@ impl Watch {
             return self.switch(Mode::Readers(least));
         }
         let quiet = !sight.moved && sight.busy == 0;
-        if quiet { Verdict { again: false, ..self.switch(Mode::Readers(1)) } } else { self.keep(true) }
+        if quiet { Verdict { again: None, ..self.switch(Mode::Readers(1)) } } else { self.keep() }
     }
 
     const fn several_clients(&self) -> bool {
@@ -178,11 +188,13 @@ impl Watch {
 
     fn switch(&mut self, mode: Mode) -> Verdict {
         self.mode = mode;
+        self.pause = 1;
         self.window = Window::default();
-        self.keep(true)
+        self.keep()
     }
 
-    const fn keep(&self, again: bool) -> Verdict {
+    fn keep(&self) -> Verdict {
+        let again = Some(TICK * self.pause);
         Verdict { mode: self.mode, free_follower: false, recall_follower: false, again }
     }
 }
@@ -191,25 +203,41 @@ impl Watch {
 /// each other.
 #[derive(Debug, Default)]
 pub struct Pace {
-    slow: u32,
+    /// Requests since the last look.
     since: u32,
+    /// Slow ones among the last of them, a [`WINDOW`](Self::WINDOW) at most.
+    slow: u32,
+    due: bool,
 }
 
 impl Pace {
-    /// A gap between requests that suggests the client is on another CPU.
-    const SLOW: Duration = Duration::from_micros(20);
+    /// A time without requests that suggests the client is on another CPU: a client on the same one takes half of it.
+    const SLOW: Duration = Duration::from_micros(12);
+    /// Requests that are judged together.
+    const WINDOW: u32 = 16;
+    /// Slow ones that make a look worth its cost. Not all are: of two requests that come together only the first is.
+    const SUSPICIOUS: u32 = 4;
+    /// Requests after which a look is due in any case.
+    const LONGEST: u32 = 256;
 
     /// A burst begins: look at once.
     pub const fn begin(&mut self) {
-        self.slow = 0;
-        self.since = 256;
+        *self = Self { since: 0, slow: 0, due: true };
     }
 
-    /// A request came after this time; whether to look now.
-    pub fn due(&mut self, gap: Duration) -> bool {
+    /// A request came after so much time without.
+    pub fn received(&mut self, gap: Duration) {
         self.since += 1;
-        self.slow = if gap > Self::SLOW { self.slow + 1 } else { self.slow.saturating_sub(1) };
-        let due = self.since >= 256 || (self.slow >= 8 && self.since >= 32);
+        self.slow += u32::from(gap > Self::SLOW);
+        if self.since.is_multiple_of(Self::WINDOW) {
+            self.due |= self.slow >= Self::SUSPICIOUS || self.since >= Self::LONGEST;
+            self.slow = 0;
+        }
+    }
+
+    /// Whether to look now; asking begins a new count if so.
+    pub fn due(&mut self) -> bool {
+        let due = self.due;
         if due {
             *self = Self::default();
         }
@@ -232,15 +260,25 @@ mod tests {
         assert_eq!(watch.tick(&BUSY).mode, Mode::Follow);
         let verdict = watch.tick(&QUIET);
         assert_eq!(verdict.mode, Mode::Readers(1));
-        assert!(verdict.recall_follower && verdict.free_follower && verdict.again);
-        assert!(!watch.tick(&QUIET).again, "an idle mount has no timers");
+        assert!(verdict.recall_follower && verdict.free_follower && verdict.again.is_some());
+        assert!(watch.tick(&QUIET).again.is_none(), "an idle mount has no timers");
+    }
+
+    #[test]
+    fn the_longer_a_burst_the_rarer_the_looks() {
+        let mut watch = Watch::new(2, true);
+        let mut pauses = (0..1000).filter_map(|_| watch.tick(&BUSY).again).collect::<Vec<_>>();
+        assert_eq!(watch.mode(), Mode::Follow);
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        assert_eq!((pauses[8], pauses.pop()), (TICK, Some(16 * TICK)));
+        assert_eq!(watch.tick(&STUCK).again, Some(TICK));
     }
 
     #[test]
     fn a_starved_follower_is_left_alone_for_a_while_that_doubles() {
         let mut watch = Watch::new(2, true);
         let mut waits = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..12 {
             let mut ticks = 0;
             while watch.tick(&BUSY).mode != Mode::Follow {
                 ticks += 1;
@@ -251,7 +289,7 @@ mod tests {
             assert!(verdict.free_follower);
         }
         assert_eq!(waits[0], 0);
-        assert!(waits[1] >= 90 && waits[2] >= 190, "{waits:?}");
+        assert!(waits.is_sorted() && waits[1] < 10 && waits[11] > 1000, "{waits:?}");
     }
 
     #[test]
@@ -287,13 +325,20 @@ mod tests {
     }
 
     #[test]
-    fn the_follower_looks_at_once_then_rarely() {
+    fn the_follower_looks_at_once_then_rarely_and_sooner_when_requests_come_slowly() {
+        let looks = |pace: &mut Pace, gaps: [u64; 2]| {
+            let gaps = gaps.into_iter().cycle().take(1024).map(Duration::from_micros);
+            gaps.filter(|gap| {
+                pace.received(*gap);
+                pace.due()
+            })
+            .count()
+        };
         let mut pace = Pace::default();
         pace.begin();
-        assert!(pace.due(Duration::ZERO));
-        let looks = (0..1024).filter(|_| pace.due(Duration::from_micros(5))).count();
-        assert_eq!(looks, 4);
-        let looks = (0..1024).filter(|_| pace.due(Duration::from_micros(50))).count();
-        assert_eq!(looks, 32);
+        assert!(pace.due());
+        assert_eq!(looks(&mut pace, [5, 5]), 4);
+        assert_eq!(looks(&mut pace, [50, 50]), 32);
+        assert_eq!(looks(&mut pace, [20, 0]), 32, "two requests that come together");
     }
 }

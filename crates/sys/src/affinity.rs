@@ -25,6 +25,16 @@ impl Cpus {
         Ok(Self(set))
     }
 
+    /// These without one, unless no other is left.
+    #[must_use]
+    pub fn without(&self, cpu: usize) -> Self {
+        let mut set = self.0;
+        if cpu < CpuSet::MAX_CPU {
+            set.unset(cpu);
+        }
+        if set.count() == 0 { *self } else { Self(set) }
+    }
+
     /// The numbers of the CPUs, ascending.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         (0..CpuSet::MAX_CPU).filter(|&cpu| self.0.is_set(cpu))
@@ -163,6 +173,17 @@ mod tests {
         }
         assert_eq!(blocked.join().expect("thread"), Err(Errno::INTR));
         drop(writer);
+    }
+
+    #[test]
+    fn the_last_cpu_is_never_taken_away() {
+        let mut set = CpuSet::new();
+        set.set(1);
+        set.set(3);
+        let one = Cpus(set).without(1);
+        assert_eq!(one.iter().collect::<Vec<_>>(), [3]);
+        assert_eq!(one.without(3).iter().collect::<Vec<_>>(), [3]);
+        assert_eq!(one.without(usize::MAX).count(), 1);
     }
 
     #[test]
