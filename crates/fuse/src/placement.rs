@@ -338,7 +338,7 @@ mod tests {
         pace.begin();
         assert!(pace.due());
         assert_eq!(looks(&mut pace, [5, 5]), 4);
-        assert_eq!(looks(&mut pace, [50, 50]), 32);
-        assert_eq!(looks(&mut pace, [20, 0]), 32, "two requests that come together");
+        assert_eq!(looks(&mut pace, [50, 50]), 64);
+        assert_eq!(looks(&mut pace, [20, 0]), 64, "two requests that come together");
     }
 }
