@@ -4,7 +4,7 @@
 //! kernel's counterpart is `file.c`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use plyfs_format::Name;
 use plyfs_sys::{Errno, FallocateFlags, File, FileKind, OFlags, Whence};
@@ -12,7 +12,7 @@ use plyfs_sys::{Errno, FallocateFlags, File, FileKind, OFlags, Whence};
 use crate::Result;
 use crate::copy_up::Depth;
 use crate::handle::OpenFile;
-use crate::node::{Body, Leaf, Node};
+use crate::node::{Body, Leaf, Node, SyncFailures};
 use crate::object::{Caller, Data, HandleId, NodeId, Opened, Shareable};
 use crate::overlay::Overlay;
 use crate::upper::UpperObject;
@@ -73,6 +73,13 @@ impl Overlay {
         }
     }
 
+    /// Whether the data of a file still comes from a lower layer.
+    #[must_use]
+    pub fn data_in_lower(&self, node: NodeId) -> bool {
+        let node = self.node(node);
+        node.is_ok_and(|node| matches!(&node.body, Body::Leaf(leaf) if !leaf.data_in_upper()))
+    }
+
     /// Closes a handle.
     pub fn release(&self, handle: HandleId) {
         if let Some(open) = self.handles.remove(handle) {
@@ -108,13 +115,22 @@ impl Overlay {
         upper.write(&file, data, offset)
     }
 
-    /// Makes what was written durable, unless the stack is volatile.
+    /// Makes what was written durable, unless the stack is volatile. A failure is told once to every handle that was open
+    /// when it happened.
     ///
     /// # Errors
     /// `EBADF`; what the upper answers.
     pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<()> {
         let file = self.handle_file(handle)?;
-        self.sync_file(&file, datasync)
+        let open = self.handles.get(handle).ok_or(Errno::BADF)?;
+        let Body::Leaf(leaf) = &open.node.body else { return Err(Errno::BADF) };
+        let synced = self.sync_file(&file, datasync);
+        let mut failures = leaf.usage().sync_failures.lock();
+        if let Err(errno) = synced {
+            *failures = SyncFailures { count: failures.count + 1, last: Some(errno) };
+        }
+        let told = open.failures_told.swap(failures.count, Ordering::AcqRel);
+        failures.last.filter(|_| told != failures.count).map_or(Ok(()), Err)
     }
 
     /// As [`fsync`](Self::fsync), of a directory or of a file without a handle.
@@ -185,7 +201,11 @@ impl Overlay {
             Data::Shareable(Shareable { file: Arc::clone(&file) })
         };
         let file = parking_lot::Mutex::new(file);
-        let handle = self.handles.insert(OpenFile { node: Arc::clone(node), writes, file });
+        let failures_told = match &node.body {
+            Body::Leaf(leaf) => leaf.usage().sync_failures.lock().count.into(),
+            Body::Dir(_) => AtomicU64::default(),
+        };
+        let handle = self.handles.insert(OpenFile { node: Arc::clone(node), writes, file, failures_told });
         Opened { handle, data }
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct OpenFile {
     pub writes: bool,
     /// The real file; a lower one gives way to the upper one once the node was copied up.
     pub file: Mutex<Arc<File>>,
+    /// The failures to sync that this handle need not be told of any more.
+    pub failures_told: AtomicU64,
 }
 
 /// All open files, by handle.

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use once_cell::race::OnceBox;
 use parking_lot::Mutex;
 use plyfs_format::{NameBuf, Protattr};
-use plyfs_sys::{File, FileKind};
+use plyfs_sys::{Errno, File, FileKind};
 use smallvec::SmallVec;
 
 use crate::directory::DirBody;
@@ -77,6 +77,16 @@ pub(crate) struct Usage {
     pub shared: Mutex<Weak<File>>,
     /// Its data was offered to the front end's cache, or is too much for that. Atomic.
     pub offered: AtomicBool,
+    /// Failures to make its data durable. The kernel tells one only once of the file that all handles share; here each
+    /// handle is to hear of it.
+    pub sync_failures: Mutex<SyncFailures>,
+}
+
+/// How often syncing failed, and how the last time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SyncFailures {
+    pub count: u64,
+    pub last: Option<Errno>,
 }
 
 /// A leaf in a lower layer. Lower layers do not change, so its path is good for ever.

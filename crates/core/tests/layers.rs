@@ -104,3 +104,23 @@ fn beside_userxattr_redirects_are_made_and_followed_in_upper_alone() {
     let refused = stack.open("userxattr").rename(NodeId::ROOT, b"secret", NodeId::ROOT, b"s", 0);
     assert_eq!(refused, Err(Errno::XDEV), "without asking for it nothing changes against the kernel");
 }
+
+const MARK: &str = "user.fuseoverlayfs.opaque";
+
+#[test]
+fn a_mark_of_fuse_overlayfs_set_through_the_mount_hides_nothing_and_one_in_a_lower_is_not_copied_up() {
+    let stack = Stack::new(2);
+    stack.file("l0/forged/above", "").file("l1/forged/below", "");
+    stack.file("l0/marked/above", "").file("l1/marked/below", "");
+    set_xattr(&stack.path("l0/marked"), MARK, b"y");
+    let overlay = stack.open("");
+    overlay.set_xattr(walk(&overlay, "forged").unwrap(), MARK.as_bytes(), b"y", 0, false).unwrap();
+    assert_eq!(overlay.get_xattr(walk(&overlay, "forged").unwrap(), MARK.as_bytes()).unwrap(), b"y");
+    assert_eq!(overlay.get_xattr(walk(&overlay, "marked").unwrap(), MARK.as_bytes()), Err(Errno::NODATA));
+    overlay.set_xattr(walk(&overlay, "marked").unwrap(), b"user.a", b"b", 0, false).unwrap();
+    drop(overlay);
+    let overlay = stack.open("");
+    assert_eq!(list(&overlay, "forged"), ["above", "below"]);
+    assert_eq!(list(&overlay, "marked"), ["above"]);
+    assert_eq!(xattr(&stack.path("u/marked"), MARK), None);
+}

@@ -72,20 +72,25 @@ pub struct XattrNameTooLong {
 /// What each escape adds, and each unescape removes.
 const ESCAPE: &[u8] = b"overlay.";
 
-/// Whether `name` is one of the overlay's own attributes on disk: it has the private prefix and is not an escaped one.
+/// fuse-overlayfs's prefix. Of its names only the mark of an opaque directory counts in every layer, whatever namespace the
+/// mount uses; what else it writes is data here, or a record that `xattr_permissions` knows.
+const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.";
+
+/// Whether `name` is one of the overlay's own attributes on disk: it has the private prefix and is not an escaped one, or
+/// it is fuse-overlayfs's mark of an opaque directory.
 #[must_use]
 pub fn is_private(namespace: Namespace, name: &[u8]) -> bool {
-    name.strip_prefix(namespace.prefix()).is_some_and(|rest| !rest.starts_with(ESCAPE))
+    split(namespace, name).is_some_and(|(_, rest)| !rest.starts_with(ESCAPE))
 }
 
 /// The name on disk of an attribute that was named `name` through the mount.
 ///
-/// A name with the private prefix gets one more `overlay.`; every other name stays as it is.
+/// A private name gets one more `overlay.` behind its prefix; every other name stays as it is.
 pub fn escape(namespace: Namespace, name: &[u8]) -> Result<Cow<'_, [u8]>, XattrNameTooLong> {
-    let Some(rest) = name.strip_prefix(namespace.prefix()) else {
+    let Some((prefix, rest)) = split(namespace, name) else {
         return Ok(Cow::Borrowed(name));
     };
-    let escaped = [namespace.prefix(), ESCAPE, rest].concat();
+    let escaped = [prefix, ESCAPE, rest].concat();
     if escaped.len() > XATTR_NAME_MAX {
         return Err(XattrNameTooLong { length: escaped.len() });
     }
@@ -95,11 +100,24 @@ pub fn escape(namespace: Namespace, name: &[u8]) -> Result<Cow<'_, [u8]>, XattrN
 /// The name through the mount of an attribute that is named `name` on disk; `None` if the mount hides it.
 #[must_use]
 pub fn unescape(namespace: Namespace, name: &[u8]) -> Option<Cow<'_, [u8]>> {
-    let Some(rest) = name.strip_prefix(namespace.prefix()) else {
+    let Some((prefix, rest)) = split(namespace, name) else {
         return Some(Cow::Borrowed(name));
     };
     let shown = rest.strip_prefix(ESCAPE)?;
-    Some(Cow::Owned([namespace.prefix(), shown].concat()))
+    Some(Cow::Owned([prefix, shown].concat()))
+}
+
+/// The private prefix of a name, and what follows it, escaped or not.
+fn split(namespace: Namespace, name: &[u8]) -> Option<(&'static [u8], &[u8])> {
+    if let Some(rest) = name.strip_prefix(namespace.prefix()) {
+        return Some((namespace.prefix(), rest));
+    }
+    let rest = name.strip_prefix(FUSE_OVERLAYFS)?;
+    let mut bare = rest;
+    while let Some(inner) = bare.strip_prefix(ESCAPE) {
+        bare = inner;
+    }
+    (bare == b"opaque").then_some((FUSE_OVERLAYFS, rest))
 }
 
 impl Namespace {
@@ -194,6 +212,20 @@ mod tests {
         let twice = escape(Namespace::Trusted, &once).unwrap().into_owned();
         assert_eq!(twice, b"trusted.overlay.overlay.overlay.opaque");
         assert_eq!(unescape(Namespace::Trusted, &twice).as_deref(), Some(&*once));
+    }
+
+    #[test]
+    fn the_mark_of_fuse_overlayfs_is_private_in_both_namespaces_and_its_records_are_not() {
+        for namespace in [Namespace::Trusted, Namespace::User] {
+            let name = b"user.fuseoverlayfs.opaque";
+            assert!(is_private(namespace, name));
+            let escaped = escape(namespace, name).unwrap().into_owned();
+            assert_eq!(escaped, b"user.fuseoverlayfs.overlay.opaque");
+            assert_eq!(unescape(namespace, &escaped).as_deref(), Some(&name[..]));
+            let record = FUSE_OVERLAYFS_OVERRIDE_STAT.to_bytes();
+            assert!(!is_private(namespace, record));
+            assert_eq!(&*escape(namespace, record).unwrap(), record);
+        }
     }
 
     #[test]

@@ -199,7 +199,13 @@ impl Operations {
             Data::Shareable(shareable) => Some(shareable),
             Data::LowerOfWritable => None,
         };
-        self.modes.open(given.node, shareable, given.maps)
+        let mut choice = self.modes.open(given.node, shareable, given.maps);
+        // Copied up, written by passthrough and idle again since the engine answered: then what is cached is outdated.
+        // Asked once this open is counted, which keeps passthrough away from now on.
+        if shareable.is_none() && !self.overlay.data_in_lower(given.node) {
+            choice.flags.remove(OpenFlags::KEEP_CACHE);
+        }
+        choice
     }
 
     fn release(&self, open: OpenGiven) {

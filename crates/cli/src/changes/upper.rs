@@ -46,7 +46,10 @@ impl UpperDir {
     pub fn open_root(path: &Path) -> Outcome<Self> {
         let dir = Dir::open_root(path).context(|| path.display().to_string())?;
         let names = dir.list_own_xattrs().context(|| path.display().to_string())?;
-        let has = |namespace| names.split(|byte| *byte == 0).any(|name| xattr::is_private(namespace, name));
+        let own = |namespace: Namespace, name: &[u8]| {
+            name.starts_with(namespace.prefix()) && xattr::is_private(namespace, name)
+        };
+        let has = |namespace| names.split(|byte| *byte == 0).any(|name| own(namespace, name));
         let namespace = match (has(Namespace::Trusted), has(Namespace::User)) {
             (true, _) => Namespace::Trusted,
             (false, true) => Namespace::User,
