@@ -62,11 +62,15 @@ impl Overlay {
             return;
         }
         let Ok(file) = self.shared_file(&node) else { return };
+        // Only what is in memory: who opens a file need not read it.
         let mut data = vec![0; SMALL + 1];
-        match file.pread(&mut data, 0) {
+        match file.pread_cached(&mut data, 0) {
             Ok(count) if (1..=SMALL).contains(&count) => {
                 data.truncate(count);
-                offer(&data);
+                // A read that stopped short of the end would be taken for the whole file.
+                if file.stat().is_ok_and(|stat| stat.size == count as u64) {
+                    offer(&data);
+                }
             }
             // Larger, empty, or unreadable: the read itself will say.
             _ => {}

@@ -71,6 +71,7 @@ mod rename;
 mod show;
 mod table;
 mod upper;
+mod uuid;
 mod whiteout;
 mod work;
 mod xattr;

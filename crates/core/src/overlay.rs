@@ -32,6 +32,7 @@ use crate::readdir::ListingBudget;
 use crate::show::Show;
 use crate::table::NodeTable;
 use crate::upper::Upper;
+use crate::uuid;
 use crate::whiteout::DirMarks;
 
 /// Engine settings that are no mount options.
@@ -165,6 +166,11 @@ impl Overlay {
         let mut features = options.features.within(upper.as_ref());
         if let (true, Some(upper), Some(paths)) = (features.index, &upper, &spec.upper) {
             features.index = index::prepare(upper, &paths.work, &lowers, options.namespace, features.uuid)?;
+        }
+        if let Some(upper) = upper.as_ref().filter(|upper| upper.abilities.xattr)
+            && let Err(error) = uuid::prepare(&upper.root, options.uuid, options.namespace)
+        {
+            tracing::warn!(path = %upper.path.display(), %error, "upperdir gets no UUID");
         }
         let ino = InoSpace::new(devices.len(), spec.options.ino32);
         let show = probe::show(spec, &lowers, upper.as_ref())?;

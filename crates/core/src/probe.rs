@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub features: Features,
     /// The next mount must know that a crash may have cost data.
     pub volatile: bool,
+    /// Whether the overlay has a UUID of its own.
+    pub uuid: UuidMode,
 }
 
 /// Resolves the options against each other and against the privileges of this process.
@@ -62,7 +64,12 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
             && effective.xino != Xino::On,
         uuid: effective.uuid != UuidMode::Off,
     };
-    Ok(Options { namespace: effective.namespace, features, volatile: effective.volatile })
+    Ok(Options {
+        namespace: effective.namespace,
+        features,
+        volatile: effective.volatile,
+        uuid: effective.uuid,
+    })
 }
 
 /// What is shown otherwise than it lies on disk. An upper that is to record owners and modes is marked so at its root,

@@ -124,3 +124,29 @@ fn a_mark_of_fuse_overlayfs_set_through_the_mount_hides_nothing_and_one_in_a_low
     assert_eq!(list(&overlay, "marked"), ["above"]);
     assert_eq!(xattr(&stack.path("u/marked"), MARK), None);
 }
+
+#[test]
+fn an_upper_gets_a_uuid_when_the_kernel_would_give_it_one_and_keeps_it() {
+    if !kernel_can_be_asked() {
+        return;
+    }
+    const UUID: &str = "trusted.overlay.uuid";
+    for (options, used) in
+        [("", false), ("", true), ("uuid=on", true), ("uuid=null", false), ("uuid=off", false)]
+    {
+        let (ours, kernels) = (Stack::new(1), Stack::new(1));
+        for stack in [&ours, &kernels] {
+            if used {
+                set_xattr(&stack.path("u"), "trusted.overlay.impure", b"y");
+            }
+        }
+        kernels.kernel(options).unmount().unwrap();
+        drop(ours.open(options));
+        let given = xattr(&ours.path("u"), UUID);
+        let length = |uuid: &Option<Vec<u8>>| uuid.as_ref().map(Vec::len);
+        assert_eq!(length(&given), length(&xattr(&kernels.path("u"), UUID)), "{options} {used}");
+        drop(ours.open(options));
+        ours.kernel(options).unmount().unwrap();
+        assert_eq!(xattr(&ours.path("u"), UUID), given, "{options} {used}");
+    }
+}

@@ -34,6 +34,7 @@ pub mod malloc;
 pub mod mount;
 pub mod mountinfo;
 pub mod process;
+pub mod random;
 mod raw;
 mod stat;
 mod verity;

@@ -219,7 +219,7 @@ pub const INTENDED_TREES: &[KnownTree] = &[
         },
     },
     KnownTree {
-        reason: "the kernel gives an upper a UUID at its first mount (uuid=auto); plyfs has no need of one",
+        reason: "the UUID of an upper is random",
         scope: Scope::Everywhere,
         explains: |stage, difference| {
             stage == Stage::Upper && difference.path.is_empty() && difference.left.contains(".overlay.uuid")

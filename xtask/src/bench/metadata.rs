@@ -217,13 +217,18 @@ fn changes_of_lower() -> Result<Vec<Row>> {
     let unlink_large = large("unlink of a lower file of 300 MiB", |site| {
         ops::millis(|| unlinkat(site.open_dir("")?, "big", AtFlags::empty()).context("unlink"))
     });
-    let rename_large = large("rename of a lower file of 300 MiB", |site| {
-        ops::millis(|| {
-            let root = site.open_dir("")?;
-            renameat(&root, "big", &root, "renamed").context("rename")?;
-            openat(&root, "renamed", rustix::fs::OFlags::RDONLY, Mode::empty()).map(drop).context("open")
+    let rename_large = |name| {
+        large(name, |site| {
+            ops::millis(|| {
+                let root = site.open_dir("")?;
+                renameat(&root, "big", &root, "renamed").context("rename")?;
+                openat(&root, "renamed", rustix::fs::OFlags::RDONLY, Mode::empty()).map(drop).context("open")
+            })
         })
-    });
+    };
+    let metacopy = rename_large("rename of a lower file of 300 MiB, metacopy=on")
+        .option(Peer::Plyfs, "metacopy=on")
+        .option(Peer::Kernel, "metacopy=on");
     // A copy-up of the kernel is synced before it is published, one of fuse-overlayfs is not.
     let durable = |row: Row| row.no_demand().demand(Demand::Against(Peer::Kernel, 1.0));
     Ok(vec![
@@ -232,6 +237,7 @@ fn changes_of_lower() -> Result<Vec<Row>> {
         durable(chown),
         durable(rename),
         unlink_large,
-        rename_large,
+        rename_large("rename of a lower file of 300 MiB"),
+        metacopy,
     ])
 }
