@@ -20,8 +20,10 @@ fn daemon_of(place: &Place) -> u32 {
     u32::try_from(listed(place).unwrap()["pid"].as_u64().unwrap()).unwrap()
 }
 
+/// Whether a process runs. One that has ended may still wait for its parent to hear of it.
 fn lives(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 #[test]
@@ -54,6 +56,80 @@ fn the_mount_is_listed_with_its_layers_also_by_relative_paths() {
         assert!(place.run(&["list"]).contains(place.at("a").to_str().unwrap()));
         place.umount();
         assert_eq!(listed(place), None);
+    });
+}
+
+#[test]
+fn layers_and_mount_point_may_be_named_by_symbolic_links() {
+    as_root("layers_and_mount_point_may_be_named_by_symbolic_links", |place| {
+        place.write("real/a/f", "x");
+        place.dirs(&["real/upper", "real/work", "merged"]);
+        place.sh("ln -s real link; ln -s real/upper up; ln -s merged point");
+        place.run(&["mount", "-o", "lowerdir=link/a,upperdir=up,workdir=link/work", "point"]);
+        assert_eq!(place.read("merged/f"), "x");
+        assert_eq!(listed(place).unwrap()["upper"], place.at("up").to_str().unwrap());
+        let daemon = daemon_of(place);
+        place.run(&["umount", "point"]);
+        assert!(!lives(daemon));
+    });
+}
+
+#[test]
+fn unions_can_lie_on_each_other_but_not_as_an_upper_in_a_plyfs() {
+    as_root("unions_can_lie_on_each_other_but_not_as_an_upper_in_a_plyfs", |place| {
+        place.write("a/f", "x");
+        place.write("a/d/g", "y");
+        place.mount(&["a"]);
+        place.dirs(&["upper2", "work2", "over", "merged/upper", "merged/work"]);
+        let change = "cd over; echo more >> f; rm -r d; mkdir d; cat f; ls d; ls";
+        place.run(&["mount", "-o", "lowerdir=merged,upperdir=upper2,workdir=work2", "over"]);
+        assert_eq!(place.sh(change), "xmore\nd\nf\nupper\nwork\n");
+        place.run(&["umount", "over"]);
+        place.sh("rm -r upper2 work2; mkdir upper2 work2
+                  mount -t overlay o -o lowerdir=merged,upperdir=upper2,workdir=work2 over");
+        assert_eq!(place.sh(change), "xmore\nd\nf\nupper\nwork\n");
+        let said = fail(&mut place.plyfs(&[
+            "mount",
+            "-o",
+            "lowerdir=a,upperdir=merged/upper,workdir=merged/work",
+            "upper2",
+        ]));
+        assert!(said.contains("is a union itself"), "{said}");
+        // A kernel overlay below, as lower and as upper.
+        place.dirs(&["third", "third-upper", "third-work", "over/upper2", "over/work2"]);
+        place.run(&["mount", "-o", "lowerdir=over,upperdir=third-upper,workdir=third-work", "third"]);
+        assert_eq!(
+            place.sh("cd third; rm f; echo z > d/z; mv d e; ls; ls e"),
+            "e\nupper\nupper2\nwork\nwork2\nz\n"
+        );
+        place.run(&["umount", "third"]);
+        place.run(&["mount", "-o", "lowerdir=a,upperdir=over/upper2,workdir=over/work2", "third"]);
+        assert_eq!(place.sh("cd third; rm f; echo z > d/z; rm d/g; ls; ls d"), "d\nz\n");
+        place.run(&["umount", "third"]);
+        place.sh("umount over");
+        place.umount();
+    });
+}
+
+#[test]
+fn the_whole_machine_and_hundreds_of_layers_can_be_lowers() {
+    as_root("the_whole_machine_and_hundreds_of_layers_can_be_lowers", |place| {
+        place.dirs(&["upper", "work", "merged"]);
+        place.run(&["mount", "-o", "lowerdir=/,upperdir=upper,workdir=work", "merged"]);
+        place.sh(
+            "test -d merged/etc; echo x > merged/etc/plyfs-test; test ! -e /etc/plyfs-test; ls merged/proc",
+        );
+        place.umount();
+        assert_eq!(place.read("upper/etc/plyfs-test"), "x\n");
+        place.sh("rm -r upper work");
+        let layers: Vec<String> = (0..300).map(|number| format!("l/{number}")).collect();
+        for layer in &layers {
+            place.write(&format!("{layer}/{}", layer.replace('/', "-")), layer);
+        }
+        place.mount(&layers.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(names(&place.at("merged")).len(), 300);
+        place.sh("cd merged; rm l-0; mv l-150 l-0; echo more >> l-299; test $(ls | wc -l) = 299");
+        place.umount();
     });
 }
 
@@ -138,8 +214,6 @@ fn what_somebody_mounted_over_it_is_not_unmounted_in_its_place() {
         place.sh("mount -t tmpfs over merged");
         let said = fail(&mut place.plyfs(&["umount", "merged"]));
         assert!(said.contains("tmpfs"), "{said}");
-        // Nor does the daemon take it when it is told to end.
-        place.sh(&format!("kill -TERM {}", daemon_of(place)));
         place.sh("umount merged");
         place.umount();
         assert_eq!(place.mounts(), [""; 0]);

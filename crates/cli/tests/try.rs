@@ -373,3 +373,14 @@ fn ipc_is_the_views_own_and_so_is_the_network_if_asked() {
         );
     });
 }
+
+#[test]
+fn a_view_can_be_made_within_a_view() {
+    for_both("a_view_can_be_made_within_a_view", |who, place| {
+        place.sh("test -e /etc/hostname || echo test > /etc/hostname");
+        let inner = "rm /etc/hostname; test ! -e /etc/hostname && echo gone";
+        let outer = format!("{PLYFS} try -q -- sh -c '{inner}' && test -e /etc/hostname && echo there");
+        let output = succeed(&mut plyfs(who, place, &["try", "-q", "--", "sh", "-c", &outer]));
+        assert_eq!(text(&output.stdout), "gone\nthere\n", "{who:?}: {}", text(&output.stderr));
+    });
+}

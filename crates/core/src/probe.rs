@@ -203,6 +203,9 @@ pub(crate) fn upper(
         Errno::PERM => AssembleError::Unsuitable { path: paths.upper.clone(), what: NO_ATTRIBUTES },
         errno => fail_work(errno),
     })?;
+    if abilities.whiteouts == WhiteoutForm::Named && !holds_named_whiteouts(&work).map_err(fail_work)? {
+        return Err(AssembleError::Unsuitable { path: paths.upper.clone(), what: NO_DELETIONS });
+    }
     if settings.named_whiteouts {
         abilities.whiteouts = WhiteoutForm::Named;
     }
@@ -364,6 +367,21 @@ fn abilities(work: &DirMut, namespace: Namespace) -> Result<Abilities> {
         Err(error) => return Err(error),
     };
     Ok(Abilities { tmpfile, rename_whiteout, xattr, whiteouts })
+}
+
+const NO_DELETIONS: &str = "record that something is deleted, for it is a union itself";
+
+/// Whether a file can have the name of a whiteout: in another union it cannot.
+fn holds_named_whiteouts(work: &DirMut) -> Result<bool> {
+    let name = Name::new(b".wh.#probe").map_err(|_| Errno::INVAL)?;
+    match work.create_file(name, OFlags::RDWR, 0o600) {
+        Ok(file) => {
+            drop(file);
+            work.unlink(name).map(|()| true)
+        }
+        Err(Errno::INVAL | Errno::PERM) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The inode number in a file handle, for the kinds that the common file systems make (`FILEID_*` of the kernel's

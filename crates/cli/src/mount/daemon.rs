@@ -125,8 +125,10 @@ impl Mounted {
         plyfs_sys::malloc::share_one_heap();
         process::raise_descriptor_limit().context(|| "cannot raise the limit of open files")?;
         let signals = Signals::new().context(|| "cannot receive signals")?;
+        // Now: what is mounted there cannot be looked at before it is served. A target that is not there the mount refuses.
+        let target = request.target.canonicalize().unwrap_or_else(|_| request.target.to_owned());
         let session = union::mount(&request.spec, &Settings::default(), request.target, request.source)?;
-        let note = leave_note(request).unwrap_or_else(|error| {
+        let note = leave_note(request, &target).unwrap_or_else(|error| {
             tracing::warn!("plyfs list will not know the layers: {error}");
             None
         });
@@ -142,10 +144,8 @@ impl Mounted {
 }
 
 /// Leaves a note for `plyfs list`. The mount itself is not asked: nobody serves it yet.
-fn leave_note(request: &Request<'_>) -> io::Result<Option<Registration>> {
-    let target = std::path::absolute(request.target)?;
-    let parent = target.parent().unwrap_or(&target).canonicalize()?;
-    let target = target.file_name().map_or_else(|| parent.clone(), |name| parent.join(name));
+/// `target`: its path in the mount table.
+fn leave_note(request: &Request<'_>, target: &Path) -> io::Result<Option<Registration>> {
     let mounts = mountinfo::read()?;
     let ours = |mount: &&mountinfo::MountInfo| mount.fstype == FSTYPE && mount.target == target;
     let Some(mount) = mounts.iter().rfind(ours) else {

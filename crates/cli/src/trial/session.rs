@@ -48,6 +48,10 @@ impl Session {
         let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
         let path = fs::canonicalize(base)?.join(format!("{PREFIX}{}-{nanos:08x}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
+        if !holds_deletions(&path) {
+            fs::remove_dir(&path)?;
+            return Err(io::Error::other("its file system cannot record deletions"));
+        }
         let lock = File::create_new(path.join(LOCK))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Self { path, _lock: lock })
@@ -69,6 +73,27 @@ impl Session {
     pub fn remove(self) -> Outcome<()> {
         remove_tree(&self.path).context(|| format!("{}: cannot remove it", self.path.display()))
     }
+}
+
+/// Whether an upper in this directory can say that something is deleted, by a device or by a name. In a view of plyfs it
+/// cannot.
+fn holds_deletions(directory: &Path) -> bool {
+    let device = directory.join("probe");
+    let named = directory.join(".wh.probe");
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &device,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::empty(),
+        0,
+    );
+    let works = made.is_ok() || File::create_new(&named).is_ok();
+    // What was not made cannot be removed, and what is left goes with the directory.
+    [device, named]
+        .iter()
+        .filter(|path| path.symlink_metadata().is_ok())
+        .all(|path| fs::remove_file(path).is_ok())
+        && works
 }
 
 /// Removes a directory tree without following a symbolic link or entering another file system. Directories that refuse
@@ -120,10 +145,11 @@ fn is_abandoned(path: &Path) -> bool {
         .is_ok_and(|lock| rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok())
 }
 
-/// Where uppers may lie: a place for state, then the places for large temporary files.
+/// Where uppers may lie: a place for state, then the places for large temporary files, and memory, which a view within a
+/// view needs: all else is a union there.
 fn places() -> Vec<PathBuf> {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from);
-    state.into_iter().chain([PathBuf::from("/var/tmp"), PathBuf::from("/tmp")]).collect()
+    state.into_iter().chain(["/var/tmp", "/tmp", "/dev/shm"].map(PathBuf::from)).collect()
 }
 
 #[cfg(test)]
