@@ -7,6 +7,7 @@
 
 mod buildah;
 mod client;
+mod containerd;
 mod debian;
 mod docker;
 mod images;
@@ -18,7 +19,6 @@ mod sharing;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -26,7 +26,7 @@ use plyfs_testkit::sandbox::{Space, run_again};
 
 use self::client::Owner;
 use self::scene::Scene;
-use crate::setup;
+use crate::{mounts, setup};
 
 /// Options of `cargo xtask e2e`.
 #[derive(clap::Args, Debug)]
@@ -118,13 +118,18 @@ const STEPS: &[Step] = &[
     },
     Step {
         name: "nested",
-        about: "plyfs in a container on plyfs, and one more inside",
+        about: "plyfs in a container on plyfs, and one more on that",
         run: sharing::nested,
     },
     Step {
         name: "docker",
         about: "dockerd with its fuse-overlayfs driver: import, run, exec, diff, commit, build",
         run: docker::engine,
+    },
+    Step {
+        name: "containerd",
+        about: "the snapshotter under a real containerd (its own test, built for this)",
+        run: containerd::snapshotter,
     },
 ];
 
@@ -140,6 +145,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
     ("debootstrap", "debootstrap"),
     ("dockerd", "docker.io"),
+    ("containerd", "containerd"),
+    ("runc", "runc"),
     ("setpriv", "util-linux"),
     ("tar", "tar"),
 ];
@@ -172,10 +179,7 @@ fn outside(args: &Args) -> Result<()> {
         bail!("needs root: it installs packages, and drives engines as root and as a user");
     }
     setup::install_tools(TOOLS)?;
-    let plyfs = match &args.plyfs {
-        Some(path) => path.clone(),
-        None => built()?,
-    };
+    let plyfs = mounts::plyfs(args.plyfs.as_deref())?;
     let mut line: Vec<OsString> = vec!["e2e".into(), "--plyfs".into(), plyfs.into()];
     line.extend(args.only.iter().flat_map(|only| ["--only".into(), only.into()]));
     let before = leftovers::cgroups()?;
@@ -185,16 +189,6 @@ fn outside(args: &Args) -> Result<()> {
         bail!("a step failed");
     }
     Ok(())
-}
-
-fn built() -> Result<PathBuf> {
-    let mut cargo = Command::new(env!("CARGO"));
-    let status = cargo.args(["build", "--locked", "--package", "plyfs"]).status().context("cargo build")?;
-    if !status.success() {
-        bail!("cargo build --package plyfs: {status}");
-    }
-    let own = std::env::current_exe().context("the path of this program")?;
-    Ok(own.with_file_name("plyfs"))
 }
 
 fn inside(args: &Args, steps: &[&Step]) -> Result<()> {

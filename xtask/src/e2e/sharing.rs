@@ -97,34 +97,36 @@ fn listing(root: &Path) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// In a container whose root is plyfs: a union of directories of that root, changed, unmounted, and kept.
+/// In a container whose root is plyfs, with a volume at `/layers`: a union of directories of that root, changed, unmounted,
+/// and mounted again; on it one more. An upper on the root itself is refused: it could hold no whiteouts.
 const NESTED: &str = "set -e
     grep -q ' / .* fuse.plyfs ' /proc/self/mountinfo
-    mkdir /upper /work /merged
-    /plyfs mount -o lowerdir=/usr:/etc,upperdir=/upper,workdir=/work /merged
+    cd /layers && mkdir upper work upper2 work2 /merged /merged2 /bad /badwork
+    first=lowerdir=/usr:/etc,upperdir=/layers/upper,workdir=/layers/work
+    /plyfs mount -o $first /merged
     rm -rf /merged/share/doc && mkdir /merged/share/doc && echo inner > /merged/share/doc/inner
     mv /merged/bin /merged/programs && chown -R 7:7 /merged/lib/apt && echo more >> /merged/passwd
     test -x /merged/programs/perl && test -e /usr/bin/perl && test ! -e /merged/bin
     cp -a /merged/share/zoneinfo /merged/copy && diff -r /merged/copy /usr/share/zoneinfo
     /plyfs umount /merged
-    /plyfs mount -o lowerdir=/usr:/etc,upperdir=/upper,workdir=/work /merged
-    test $(ls /merged/share/doc) = inner && test -x /merged/programs/perl && tail -n 1 /merged/passwd | grep -q more
+    /plyfs mount -o $first /merged
+    test \"$(ls /merged/share/doc)\" = inner && test -x /merged/programs/perl && tail -n 1 /merged/passwd | grep -q more
     test $(stat -c %u /merged/lib/apt/methods/file) = 7 && test $(stat -c %u /usr/lib/apt/methods/file) = 0
-    mkdir /u2 /w2 /m2
-    /plyfs mount -o lowerdir=/merged,upperdir=/u2,workdir=/w2 /m2
-    rm -rf /m2/programs && test ! -e /m2/programs && test -x /merged/programs/perl
-    /plyfs umount /m2; /plyfs umount /merged
+    /plyfs mount -o lowerdir=/merged,upperdir=/layers/upper2,workdir=/layers/work2 /merged2
+    rm -rf /merged2/programs && test ! -e /merged2/programs && test -x /merged/programs/perl
+    test \"$(ls /merged2/share/doc)\" = inner && mv /merged2/share /merged2/moved && test -e /merged/share/doc/inner
+    /plyfs umount /merged2; /plyfs umount /merged
+    ! /plyfs mount -o lowerdir=/usr,upperdir=/bad,workdir=/badwork /merged 2>/layers/refusal
+    grep -q 'it is a union itself' /layers/refusal
     echo nested";
 
-/// plyfs inside a container on plyfs, and one more inside that.
+/// plyfs inside a container on plyfs, and one more on that.
 pub fn nested(scene: &Scene) -> Result<Verdict> {
     client::with(scene, Owner::Root, Backend::Plyfs, |client| {
         images::import_debian(client)?;
         let binary = format!("{}:/plyfs:ro", scene.plyfs.display());
-        let options =
-            ["run", "--rm", "--device=/dev/fuse", "--cap-add=SYS_ADMIN", "--security-opt=label=disable"];
-        let mut line = options.to_vec();
-        line.extend(["-v", &binary, DEBIAN, "/bin/sh", "-c", NESTED]);
+        let mut line = vec!["run", "--rm", "--device=/dev/fuse", "--cap-add=SYS_ADMIN"];
+        line.extend(["-v", &binary, "-v", "/layers", DEBIAN, "/bin/sh", "-c", NESTED]);
         says(&client.podman(&line)?, "nested")
     })?;
     Ok(Verdict::Passed)
