@@ -14,6 +14,7 @@ mod list;
 mod manual;
 mod mount;
 mod paint;
+mod readahead;
 mod registry;
 mod snapshotter;
 mod store;

@@ -9,6 +9,7 @@ use plyfs_format::spec::{Atime, MountFlags};
 use plyfs_fuse::{Flags, MountOptions, Session};
 
 use crate::failure::{Failure, Outcome};
+use crate::readahead;
 
 /// Reads `-o` strings. What is accepted without effect goes to the log; a work directory without an upper is worth a line,
 /// since somebody may wait for it to be written to.
@@ -40,7 +41,10 @@ pub fn mount(
     if let Some(source) = source {
         options.source = source.to_string_lossy().into_owned();
     }
-    Session::mount(overlay, target, &options).map_err(|error| Failure::new(error.to_string()))
+    let session =
+        Session::mount(overlay, target, &options).map_err(|error| Failure::new(error.to_string()))?;
+    readahead::raise(target, spec);
+    Ok(session)
 }
 
 /// The options of the FUSE session.

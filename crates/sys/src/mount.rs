@@ -58,6 +58,14 @@ pub fn mount_id(path: &Path) -> Result<u64> {
     mount_id_at(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
 }
 
+/// The device, major and minor, of the file system at `path`, which itself is not asked anything (statx(2) with
+/// `AT_STATX_DONT_SYNC`).
+pub fn device_at(path: &Path) -> Result<(u32, u32)> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty())?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
+}
+
 fn mount_id_at(dir: impl AsFd, path: impl rustix::path::Arg, flags: AtFlags) -> Result<u64> {
     let flags = flags | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let wanted = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
