@@ -11,6 +11,7 @@ mod gate;
 mod layering;
 mod mounts;
 mod policy;
+mod power_cut;
 mod setup;
 mod size;
 mod stress;
@@ -45,6 +46,8 @@ enum Command {
     Differential(differential::Args),
     /// Change a mount from many threads while another walks it and a large file is copied up (as root)
     Stress(stress::Args),
+    /// Cut the power of a file system beneath plyfs, and look for what was synced (as root)
+    PowerCut(power_cut::Args),
     /// Drive real container engines on plyfs: podman, buildah, docker (as root; installs them)
     E2e(e2e::Args),
     /// Install the system packages that the tests use (Debian, as root)
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Differential(args) => differential::run(&args),
         Command::Stress(args) => stress::run(&args),
+        Command::PowerCut(args) => power_cut::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
