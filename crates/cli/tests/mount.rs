@@ -238,7 +238,7 @@ fn a_mount_whose_daemon_was_killed_can_be_unmounted() {
 fn who_may_set_it_reads_further_ahead_than_a_fuse_file_system_does_of_itself() {
     as_root("who_may_set_it_reads_further_ahead_than_a_fuse_file_system_does_of_itself", |place| {
         place.mount(&["a"]);
-        let device = rustix::fs::stat(&place.at("merged")).unwrap().st_dev;
+        let device = rustix::fs::stat(place.at("merged")).unwrap().st_dev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let setting = std::path::PathBuf::from(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
         if std::fs::OpenOptions::new().write(true).open(&setting).is_err() {

@@ -29,6 +29,7 @@ mod placement;
 mod reply;
 pub mod request;
 mod session;
+mod shadow;
 mod signals;
 pub mod wire;
 mod worker;
