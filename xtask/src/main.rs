@@ -11,6 +11,7 @@ mod gate;
 mod layering;
 mod mounts;
 mod policy;
+mod posix;
 mod power_cut;
 mod setup;
 mod size;
@@ -50,6 +51,8 @@ enum Command {
     PowerCut(power_cut::Args),
     /// Drive real container engines on plyfs: podman, buildah, docker (as root; installs them)
     E2e(e2e::Args),
+    /// Run pjdfstest and fsx on plyfs and the kernel overlay, and compare (as root)
+    Posix(posix::Args),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Stress(args) => stress::run(&args),
         Command::PowerCut(args) => power_cut::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Posix(args) => posix::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {

@@ -28,6 +28,11 @@ pub fn parse(options: &[OsString]) -> Outcome<StackSpec> {
     Ok(parsed.spec)
 }
 
+/// The flags asked for, if `-o` strings ask for a remount.
+pub fn remount_flags(options: &[OsString]) -> Outcome<Option<MountFlags>> {
+    StackSpec::parse_remount(options).map_err(|error| Failure::new(error.to_string()))
+}
+
 /// Assembles the stack and mounts it on `target`. Relative paths are taken from the working directory. Nothing is left
 /// mounted after a failure.
 pub fn mount(

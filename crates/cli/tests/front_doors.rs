@@ -76,6 +76,32 @@ fn the_mount_helper_mounts_and_fakes() {
 }
 
 #[test]
+fn a_mount_can_be_made_read_only_and_writable_again() {
+    as_root("a_mount_can_be_made_read_only_and_writable_again", |place| {
+        place.write("a/f", "x");
+        place.mount(&["a"]);
+        let options = |line: &str| line.split(' ').nth(5).map(str::to_owned);
+        let before = options(&place.mounts()[0]);
+        // As mount(8) calls its helper for `mount -o remount,ro merged`.
+        let read_only = "ro,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other,dev,suid";
+        let merged = place.at("merged");
+        succeed(&mut called(place, "plyfs", &["plyfs", merged.to_str().unwrap(), "-o", read_only]));
+        place.sh("! touch merged/g && ! rm merged/f && cat merged/f");
+        place.run(&["mount", "-o", "remount,rw,nosuid", "merged"]);
+        place.sh("touch merged/g && rm merged/f");
+        assert!(place.mounts()[0].contains("nosuid"), "{:?}", place.mounts());
+        place.run(&["mount", "-o", "remount,suid", "merged"]);
+        assert_eq!(options(&place.mounts()[0]), before);
+        place.umount();
+
+        place.run(&["mount", "-o", "lowerdir=a", "merged"]);
+        let said = fail(&mut place.plyfs(&["mount", "-o", "remount,rw", "merged"]));
+        assert!(said.contains("no upperdir"), "{said}");
+        place.umount();
+    });
+}
+
+#[test]
 fn mount_8_and_fstab_find_the_helper() {
     as_root("mount_8_and_fstab_find_the_helper", |place| {
         place.write("a/f", "x");

@@ -17,6 +17,7 @@ mod backing;
 mod channel;
 mod crew;
 mod encode;
+mod executing;
 mod init;
 mod ioctl;
 mod iomode;

@@ -9,6 +9,7 @@ use plyfs_sys::{Errno, creds};
 use crate::abi::{FMODE_EXEC, OpenFlags, SetAttrValid};
 use crate::channel::{Channel, Memory};
 use crate::encode::{self, Timeouts};
+use crate::executing::Executing;
 use crate::ioctl;
 use crate::iomode::{Choice, IoModes};
 use crate::listing::Listing;
@@ -23,6 +24,8 @@ pub struct Operations {
     pub overlay: Overlay,
     /// Where the data of open files comes from.
     pub modes: IoModes,
+    /// Which files are open to be executed.
+    pub executing: Executing,
     /// How long the kernel remembers.
     pub timeouts: Timeouts,
     /// The kernel collects writes: it reads through descriptors opened for writing and places appends itself.
@@ -152,8 +155,10 @@ impl Operations {
         kill_priv: bool,
         out: &mut Output,
     ) -> Outcome {
+        self.executing.check(node, flags)?;
         let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
-        let given = OpenGiven { node, handle: opened.handle, maps: maps(flags) };
+        self.executing.opened(node, flags);
+        let given = OpenGiven { node, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
         let choice = self.choose(&opened, given);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         if matches!(opened.data, Data::LowerOfWritable) && choice.flags.contains(OpenFlags::KEEP_CACHE) {
@@ -186,7 +191,7 @@ impl Operations {
             _ => return Err(Errno::NOSYS),
         };
         let (entry, opened) = result?;
-        let given = OpenGiven { node: entry.node, handle: opened.handle, maps: maps(flags) };
+        let given = OpenGiven { node: entry.node, handle: opened.handle, maps: maps(flags), executes: false };
         // Nothing is remembered of a new file that had to be taken back.
         let choice = self.choose(&opened, given);
         encode::entry(out, &self.held(entry), &self.timeouts);
@@ -209,6 +214,7 @@ impl Operations {
     }
 
     fn release(&self, open: OpenGiven) {
+        self.executing.released(open.node, open.executes);
         self.modes.release(open.node, open.maps);
         self.overlay.release(open.handle);
     }
@@ -232,7 +238,8 @@ impl Operations {
                 Ok(Answer::Body)
             }
             Request::Release { handle, flags } => {
-                self.release(OpenGiven { node, handle: HandleId(handle), maps: maps(flags) });
+                let (maps, executes) = (maps(flags), executes(flags));
+                self.release(OpenGiven { node, handle: HandleId(handle), maps, executes });
                 Ok(Answer::Body)
             }
             Request::Fsync { .. } if !self.fsync => Err(Errno::NOSYS),
@@ -390,6 +397,10 @@ const fn done((): ()) -> Answer {
 /// Whether a descriptor opened with these flags can be mapped to be written: a shared mapping reads as well.
 const fn maps(flags: u32) -> bool {
     flags & O_ACCMODE == O_RDWR
+}
+
+const fn executes(flags: u32) -> bool {
+    flags & FMODE_EXEC != 0
 }
 
 const fn caller(header: &Header, umask: u32) -> Caller {

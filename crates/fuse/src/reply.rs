@@ -37,6 +37,8 @@ pub struct OpenGiven {
     pub handle: HandleId,
     /// Whether it may be mapped to be written.
     pub maps: bool,
+    /// Whether it was opened to be executed.
+    pub executes: bool,
 }
 
 /// The result of an operation.

@@ -16,6 +16,7 @@ use crate::backing::{KernelRegistry, Registry};
 use crate::channel::{Channel, Memory, Received};
 use crate::crew::Crew;
 use crate::encode;
+use crate::executing::Executing;
 use crate::init::{self, Agreed};
 use crate::iomode::IoModes;
 use crate::mounting::{self, Mounted};
@@ -70,6 +71,7 @@ impl Session {
         let operations = Operations {
             overlay,
             modes: IoModes::new(registry),
+            executing: Executing::default(),
             timeouts: options.timeouts(),
             writeback: agreed.writeback(),
             fsync: options.fsync,

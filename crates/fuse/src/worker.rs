@@ -131,6 +131,7 @@ mod tests {
     use super::*;
     use crate::abi::{IN_HEADER, Opcode};
     use crate::encode::Timeouts;
+    use crate::executing::Executing;
     use crate::iomode::IoModes;
     use crate::wire::Input;
 
@@ -157,6 +158,7 @@ mod tests {
             let operations = Operations {
                 overlay,
                 modes: IoModes::new(None),
+                executing: Executing::default(),
                 timeouts: Timeouts::FOREVER,
                 writeback: false,
                 fsync: true,

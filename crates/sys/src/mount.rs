@@ -119,6 +119,11 @@ pub fn remount_bind(target: &Path, flags: MountFlags) -> Result<()> {
     rustix::mount::mount_remount(target, MountFlags::BIND | flags, c"")
 }
 
+/// Changes the flags of the mount at `target` and of its file system (`MS_REMOUNT` of mount(2)).
+pub fn remount(target: &Path, flags: MountFlags) -> Result<()> {
+    rustix::mount::mount_remount(target, flags, c"")
+}
+
 /// Changes how mount events propagate from and to the mount at `target` (mount_namespaces(7)).
 pub fn set_propagation(target: &Path, propagation: MountPropagationFlags) -> Result<()> {
     rustix::mount::mount_change(target, propagation)

@@ -65,7 +65,7 @@ impl Backing {
 
     /// Makes and mounts a file system of `kind`, of `size` bytes at most (sparse).
     pub fn sized(kind: Kind, size: u64) -> Result<Self> {
-        let scratch = tempfile::Builder::new().prefix("plyfs-backing-").tempdir_in(scratch_place())?;
+        let scratch = tempfile::Builder::new().prefix("plyfs-").tempdir_in(scratch_place())?;
         let root = scratch.path().join("fs");
         std::fs::create_dir(&root)?;
         match kind {

@@ -1,7 +1,9 @@
-//! `plyfs mount`, by whichever command line it was asked for: returns when the mount is usable.
+//! `plyfs mount`, by whichever command line it was asked for: returns when the mount is usable. With `-o remount` there is
+//! a mount already, and only its flags change.
 
 mod daemon;
 mod log;
+mod remount;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,9 @@ struct Request<'a> {
 
 /// Mounts. In the foreground it returns when the mount is gone, else when it is usable.
 pub fn mount(args: &MountArgs) -> Outcome<()> {
+    if let (Some(flags), Some(target)) = (union::remount_flags(&args.options)?, args.operands.last()) {
+        return if args.fake { Ok(()) } else { remount::remount(Path::new(target), &flags) };
+    }
     // Whatever can be refused without touching a layer is refused here, before there is a daemon.
     let request = request(args)?;
     if args.fake {
@@ -46,11 +51,6 @@ fn request(args: &MountArgs) -> Outcome<Request<'_>> {
         )));
     }
     let spec = union::parse(&args.options)?;
-    if spec.options.remount {
-        return Err(Failure::new(
-            "remount: the options of a mounted union cannot change; unmount it, mount it anew",
-        ));
-    }
     Ok(Request { args, spec, source, target: Path::new(target) })
 }
 

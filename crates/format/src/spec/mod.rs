@@ -77,13 +77,14 @@ impl StackSpec {
 
     /// Reads one or more `-o` strings, later options winning over earlier ones.
     pub fn parse<S: AsRef<OsStr>>(strings: &[S]) -> Result<Parsed, SpecError> {
-        let mut collector = Collector::default();
-        for string in strings {
-            for element in split_options(string.as_ref().as_bytes()) {
-                collector.element(element)?;
-            }
-        }
-        collector.finish()
+        Collector::collect(strings)?.finish()
+    }
+
+    /// The flags that a mount shall have from now on, where `remount` is among the options; `None` where it is not. No
+    /// layers need be named: they are those of the mount.
+    pub fn parse_remount<S: AsRef<OsStr>>(strings: &[S]) -> Result<Option<MountFlags>, SpecError> {
+        let options = Collector::collect(strings)?.options;
+        Ok(options.remount.then_some(options.mount))
     }
 
     /// Prints the option string that [`Self::parse`] reads as this specification.
@@ -125,6 +126,16 @@ struct Collector {
 }
 
 impl Collector {
+    fn collect<S: AsRef<OsStr>>(strings: &[S]) -> Result<Self, SpecError> {
+        let mut collector = Self::default();
+        for string in strings {
+            for element in split_options(string.as_ref().as_bytes()) {
+                collector.element(element)?;
+            }
+        }
+        Ok(collector)
+    }
+
     fn element(&mut self, element: &[u8]) -> Result<(), SpecError> {
         let (name, value) = match element.iter().position(|byte| *byte == b'=') {
             Some(at) => {

@@ -178,6 +178,14 @@ fn wrong_values_name_the_option_and_what_it_takes() {
 }
 
 #[test]
+fn a_remount_needs_no_layers_and_tells_its_flags() {
+    let flags = |text: &str| StackSpec::parse_remount(&[text]).unwrap();
+    assert_eq!(flags("lowerdir=/a,ro"), None);
+    let read_only = MountFlags { read_only: Some(true), ..MountFlags::default() };
+    assert_eq!(flags("rw,remount,ro,user_id=0,group_id=0,allow_other"), Some(read_only));
+}
+
+#[test]
 fn no_layers_are_an_error() {
     assert_eq!(parse(""), Err(SpecError::NoLower));
     assert_eq!(parse("upperdir=/u,workdir=/w"), Err(SpecError::NoLower));
