@@ -54,10 +54,14 @@ impl Overlay {
         }
         self.ensure(&node, depth)?;
         let object = self.upper_object(&node)?;
-        self.settle_privileges(&node, &object, caller, set)?;
-        if let Some(size) = set.size.filter(|_| keeps_size) {
-            upper.truncate_by_name(&*self.shared_file(&node)?, size)?;
-        } else if let Some(size) = set.size {
+        let changed = match set.size.filter(|_| keeps_size) {
+            Some(size) => self.truncate_to_same(&node, size)?,
+            None => true,
+        };
+        if changed {
+            self.settle_privileges(&node, &object, caller, set)?;
+        }
+        if let Some(size) = set.size.filter(|_| !keeps_size) {
             self.set_size(&node, handle, size)?;
         }
         self.change_owner(&object, self.show.owner_change(set)?, set.mode.map(|mode| mode & 0o7777))?;
@@ -217,7 +221,7 @@ impl Overlay {
     /// if the caller is not one of it (`setattr_should_drop_sgid`).
     pub(crate) fn strip_privileges(&self, object: &UpperObject, caller: &Caller) -> Result<()> {
         let stat = object.stat()?;
-        if stat.kind() != FileKind::Regular {
+        if matches!(stat.kind(), FileKind::Directory | FileKind::Symlink) {
             return Ok(());
         }
         let mode = if self.show.any_record { self.owner_of(object)?.mode } else { stat.permissions() };
@@ -231,6 +235,27 @@ impl Overlay {
         self.drop_capability(object)
     }
 
+    /// What a write by the mounter would take from a file.
+    pub(crate) fn privileges(&self, object: &UpperObject) -> Result<Privileges> {
+        let mode = object.stat()?.permissions();
+        let capability = object.get_xattr(plyfs_format::xattr::CAPABILITY)?;
+        Ok(Privileges { mode: (mode & (S_ISUID | S_ISGID) != 0).then_some(mode), capability })
+    }
+
+    /// Gives back what a write has taken.
+    pub(crate) fn restore_privileges(&self, object: &UpperObject, held: &Privileges) -> Result<()> {
+        let upper = self.require_upper()?;
+        if let Some(mode) = held.mode
+            && object.stat()?.permissions() != mode
+        {
+            upper.chmod(object, mode)?;
+        }
+        if let Some(capability) = &held.capability {
+            upper.set_xattr(object, plyfs_format::xattr::CAPABILITY, capability, XattrFlags::empty())?;
+        }
+        Ok(())
+    }
+
     fn drop_capability(&self, object: &UpperObject) -> Result<()> {
         match self.require_upper()?.remove_xattr(object, plyfs_format::xattr::CAPABILITY) {
             Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
@@ -238,6 +263,18 @@ impl Overlay {
             Err(Errno::PERM) if object.get_xattr(plyfs_format::xattr::CAPABILITY)?.is_none() => Ok(()),
             done => done,
         }
+    }
+
+    /// Sets the size that a file has already; false if its file system took that for no change at all, as xfs does with an
+    /// empty file that has no blocks: there the privileges stay too.
+    fn truncate_to_same(&self, node: &Arc<Node>, size: u64) -> Result<bool> {
+        const XFS: u64 = 0x5846_5342;
+        let upper = self.require_upper()?;
+        let file = self.shared_file(node)?;
+        let before = file.stat()?;
+        upper.truncate_by_name(&file, size)?;
+        let empty = size == 0 && before.blocks == 0;
+        Ok(!(empty && upper.root.fs_magic()? == XFS))
     }
 
     fn set_size(&self, node: &Arc<Node>, handle: Option<HandleId>, size: u64) -> Result<()> {
@@ -330,6 +367,12 @@ impl Overlay {
             _ => Err(Errno::OPNOTSUPP),
         }
     }
+}
+
+/// The set-id bits, within the whole mode, and the capability that a file has.
+pub(crate) struct Privileges {
+    mode: Option<u32>,
+    capability: Option<Vec<u8>>,
 }
 
 const S_ISUID: u32 = 0o4000;

@@ -119,6 +119,20 @@ impl Overlay {
         upper.write(&file, data, offset)
     }
 
+    /// Writes at an offset what a page cache held back. When it was written its writer's privileges were settled, or it was
+    /// written through a mapping, which settles none: the set-id bits and the capability that are there now stay.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn write_back(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize> {
+        let file = self.handle_file(handle)?;
+        let object = UpperObject::Leaf(Arc::clone(&file));
+        let held = self.privileges(&object)?;
+        let written = self.require_upper()?.write(&file, data, offset);
+        self.restore_privileges(&object, &held)?;
+        written
+    }
+
     /// Makes what was written durable, unless the stack is volatile. A failure is told once to every handle that was open
     /// when it happened.
     ///

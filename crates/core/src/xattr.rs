@@ -99,7 +99,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Removes an attribute. One that is absent copies nothing up.
+    /// Removes an attribute. One that is absent copies nothing up, unless set-group-id goes by the attempt.
     ///
     /// # Errors
     /// `EROFS`; `ENODATA`; what the upper answers.
@@ -108,18 +108,20 @@ impl Overlay {
         let name = self.name_on_disk(name)?;
         let upper = self.require_upper()?;
         self.may_alter(&node)?;
-        if !node.in_upper() && self.read_xattr(&node, &name)?.is_none() {
+        let attr = self.compose(&node, &self.stat_node(&node)?);
+        // Of this the kernel tells nothing when an ACL is removed. It comes first, and whether there is an ACL or not.
+        let drops_sgid =
+            *name == *xattr::ACL_ACCESS && attr.mode & S_ISGID != 0 && !caller.is_member(attr.gid);
+        if !drops_sgid && !node.in_upper() && self.read_xattr(&node, &name)?.is_none() {
             return Err(Errno::NODATA);
         }
         self.ensure(&node, Depth::Metadata)?;
         let object = self.upper_object(&node)?;
-        upper.remove_xattr(&object, &name)?;
-        let owner = self.owner_of(&object)?;
-        if *name == *xattr::ACL_ACCESS && owner.mode & S_ISGID != 0 && !caller.is_member(owner.gid) {
-            // Of this the kernel tells nothing when an ACL is removed.
-            self.change_owner(&object, (None, None), Some(owner.mode & !S_ISGID))?;
+        if drops_sgid {
+            let mode = self.owner_of(&object)?.mode;
+            self.change_owner(&object, (None, None), Some(mode & !S_ISGID))?;
         }
-        Ok(())
+        upper.remove_xattr(&object, &name)
     }
 
     /// The name of an attribute on disk.

@@ -201,6 +201,55 @@ fn a_file_of_an_ordinary_layer_keeps_its_privileges_in_its_copy_until_it_is_writ
     assert_eq!(xattr(&stack.path("u/f"), "security.capability"), None);
 }
 
+/// A mapping settles no privileges, and the page cache writes for nobody.
+#[test]
+fn what_the_page_cache_writes_back_takes_no_privileges() {
+    if !root_here() {
+        return;
+    }
+    let stack = Stack::new(1);
+    stack.file("l0/f", "#!");
+    fs::set_permissions(stack.path("l0/f"), fs::Permissions::from_mode(0o6755)).unwrap();
+    set_xattr(&stack.path("l0/f"), "security.capability", &CAPABILITY);
+    let overlay = stack.open("");
+    let opened = overlay.open(&me(), walk(&overlay, "f").unwrap(), O_RDWR, false).unwrap();
+    overlay.write_back(opened.handle, 0, b"mapped").unwrap();
+    assert_eq!(fs::read(stack.path("u/f")).unwrap(), b"mapped");
+    assert_eq!(mode(&stack.path("u/f")), 0o6755);
+    assert_eq!(xattr(&stack.path("u/f"), "security.capability").as_deref(), Some(&CAPABILITY[..]));
+}
+
+#[test]
+fn set_group_id_goes_where_one_who_is_not_of_the_group_removes_an_acl_that_is_not_there() {
+    if !root_here() {
+        return;
+    }
+    let stack = Stack::new(1);
+    stack.file("l0/f", "#!");
+    fs::set_permissions(stack.path("l0/f"), fs::Permissions::from_mode(0o2640)).unwrap();
+    let overlay = stack.open("");
+    let node = walk(&overlay, "f").unwrap();
+    assert_eq!(overlay.remove_xattr(&me(), node, b"system.posix_acl_access"), Err(Errno::NODATA));
+    assert!(!stack.path("u/f").exists(), "nothing was copied up for nothing");
+    overlay.remove_xattr(&USER, node, b"system.posix_acl_access").unwrap();
+    assert_eq!(mode(&stack.path("u/f")), 0o640);
+}
+
+#[test]
+fn a_chown_of_a_special_file_takes_its_set_group_id() {
+    if !root_here() {
+        return;
+    }
+    let stack = Stack::new(1);
+    fs::create_dir_all(stack.path("l0")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, stack.path("l0/f"), 0o600.into()).unwrap();
+    fs::set_permissions(stack.path("l0/f"), fs::Permissions::from_mode(0o2640)).unwrap();
+    let overlay = stack.open("");
+    let set = SetAttr { uid: Some(1000), kill_priv: true, ..SetAttr::default() };
+    let attr = overlay.setattr(&USER, walk(&overlay, "f").unwrap(), None, &set).unwrap();
+    assert_eq!(attr.mode & 0o7777, 0o640);
+}
+
 /// CVE-2023-0386: an owner that the user namespace does not know must not become one that it does.
 #[test]
 fn a_file_whose_owner_is_not_mapped_is_not_copied_up() {

@@ -156,6 +156,8 @@ bitflags! {
 pub const GETATTR_FH: u32 = 1;
 /// `FUSE_OPEN_KILL_SUIDGID`: an opening that truncates also clears set-id bits.
 pub const OPEN_KILL_SUIDGID: u32 = 1;
+/// `FUSE_WRITE_CACHE`: the page cache writes back, not a writer.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// `FUSE_WRITE_KILL_SUIDGID`: the writer lacks CAP_FSETID.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FUSE_FSYNC_FDATASYNC`: only data.

@@ -231,9 +231,13 @@ impl Operations {
     fn file(&self, header: &Header, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
         let overlay = &self.overlay;
         match request {
-            Request::Write { handle, offset, data, kill_priv } => {
-                let caller = caller(header, 0);
-                let count = overlay.write(HandleId(handle), offset, data, kill_priv.then_some(&caller))?;
+            Request::Write { handle, offset, data, from_cache, kill_priv } => {
+                let (caller, handle) = (caller(header, 0), HandleId(handle));
+                let count = if from_cache && !kill_priv {
+                    overlay.write_back(handle, offset, data)?
+                } else {
+                    overlay.write(handle, offset, data, kill_priv.then_some(&caller))?
+                };
                 encode::written(out, u32::try_from(count).map_err(|_| Errno::OVERFLOW)?);
                 Ok(Answer::Body)
             }

@@ -2,7 +2,9 @@
 //!
 //! Pure: no I/O, and no input makes it panic. The kernel's counterpart are the `fuse_*_in` structures.
 
-use crate::abi::{self, GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, SETXATTR_ACL_KILL_SGID, WRITE_KILL_SUIDGID};
+use crate::abi::{
+    self, GETATTR_FH, OPEN_KILL_SUIDGID, Opcode, SETXATTR_ACL_KILL_SGID, WRITE_CACHE, WRITE_KILL_SUIDGID,
+};
 pub use crate::arguments::{CopyFileRangeIn, Forgets, InitIn, IoctlIn, SetAttrIn};
 use crate::wire::Input;
 
@@ -119,6 +121,7 @@ pub enum Request<'a> {
         handle: u64,
         offset: u64,
         data: &'a [u8],
+        from_cache: bool,
         kill_priv: bool,
     },
     StatFs,
@@ -324,11 +327,12 @@ impl<'a> Request<'a> {
 
     fn write(input: &mut Input<'a>) -> Option<Self> {
         let (handle, offset, size) = (input.u64()?, input.u64()?, input.u32()?);
-        let kill_priv = input.u32()? & WRITE_KILL_SUIDGID != 0;
+        let flags = input.u32()?;
+        let (from_cache, kill_priv) = (flags & WRITE_CACHE != 0, flags & WRITE_KILL_SUIDGID != 0);
         // lock_owner, flags, padding
         input.skip(16)?;
         let data = input.bytes(usize::try_from(size).ok()?)?;
-        Some(Self::Write { handle, offset, data, kill_priv })
+        Some(Self::Write { handle, offset, data, from_cache, kill_priv })
     }
 
     fn xattr(operation: Opcode, input: &mut Input<'a>, dialect: Dialect) -> Option<Self> {
@@ -442,7 +446,10 @@ mod tests {
         let message = message(Opcode::Write, arguments.as_bytes(), &[]);
         let (_, request) = decode(&message).unwrap();
         assert!(
-            matches!(request, Request::Write { handle: 9, offset: 4096, data: b"abc", kill_priv: true }),
+            matches!(
+                request,
+                Request::Write { handle: 9, offset: 4096, data: b"abc", from_cache: false, kill_priv: true }
+            ),
             "{request:?}"
         );
     }
