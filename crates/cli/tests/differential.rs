@@ -43,7 +43,10 @@ fn plyfs_does_not_differ_with_several_threads() {
 
 #[test]
 fn plyfs_does_not_differ_in_a_user_namespace() {
-    if plyfs_testkit::need::findings_asked_for() {
-        run("plyfs_does_not_differ_in_a_user_namespace", "3:tmpfs:user:1", 5_000);
-    }
+    run("plyfs_does_not_differ_in_a_user_namespace", "3:tmpfs:user:1", 5_000);
+}
+
+#[test]
+fn plyfs_does_not_differ_with_several_threads_in_a_user_namespace() {
+    run("plyfs_does_not_differ_with_several_threads_in_a_user_namespace", "1:ext4:user:4", 5_000);
 }

@@ -6,7 +6,7 @@
 use plyfs_testkit::backing::{Backing, Kind};
 use plyfs_testkit::compare::compare;
 use plyfs_testkit::fixture::Union;
-use plyfs_testkit::known::unexplained;
+use plyfs_testkit::known::{Trees, unexplained};
 use plyfs_testkit::layer::{Namespace, TreeSpec};
 use plyfs_testkit::mount::Driver;
 use plyfs_testkit::need::{Need, met};
@@ -68,7 +68,12 @@ fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static 
             let again = union.snapshot(clock).unwrap();
             for (what, other) in [("the reader's", &read), ("the writer's own", &again)] {
                 let stage = plyfs_testkit::differential::run::Stage::LeftUpperAgain;
-                let differences = unexplained(namespace, stage, compare(&written, other));
+                let differences = unexplained(
+                    namespace,
+                    stage,
+                    &Trees { left: &written, right: other },
+                    compare(&written, other),
+                );
                 assert!(differences.is_empty(), "{writer}, then {what}: {differences:#?}");
             }
             let mut moved = plyfs_testkit::compare::moved_inodes(&again, &read);

@@ -2,7 +2,8 @@
 //!
 //! Whatever is not here is a finding. The list is mirrored in `docs/compatibility.md`.
 //!
-//! Five more differences are kept out of the comparison altogether, since the sides would go apart by them:
+//! More differences are kept out of the comparison altogether, since the sides would go apart by them
+//! (`differential/apart.rs` makes the decisions that need a look at the files):
 //! - plyfs, like fuse-overlayfs, reads `.wh.NAME` and `.wh..wh..opq` as whiteout and opaque mark (image layers hold
 //!   them), and refuses to make such names; to the kernel they are names like any other.
 //! - The positions of a directory are its file system's own, and what lseek(2) does to them is decided by the kernel.
@@ -10,6 +11,15 @@
 //!   file is open for writing plyfs takes it for one.
 //! - A lower file that is unlinked while it is open: the kernel goes on to show the lower's links, and its copy-up fails
 //!   or, for a device, brings the name back. Such descriptors are closed; the cases of `posix` have what plyfs does.
+//! - Direct reads of lower files go through the daemon, in a user namespace all direct I/O does: it may start anywhere.
+//! - A failed rename changes nothing. The kernel overlay asks for a whiteout in the same call, and ext4 stamps the
+//!   directory when it takes that back; the sides then get the same time.
+//! - In a user namespace the kernel cannot record from which lower file a copy comes. A further name of a copy is then
+//!   another inode to it, with attributes and a number of its own; to plyfs it is the same file.
+//! - In a user namespace the kernel's FUSE collects writes and keeps the times: a truncate(2) to the size that the file has
+//!   does not change its modification time, and an fallocate that the file system refuses (ZERO_RANGE on tmpfs) does.
+//! - What is written to a mapping behind the end of the file is shown by tmpfs when the file grows, and dropped by the page
+//!   cache of the mount.
 //! - The kernel's FUSE refuses fallocate with COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE before plyfs hears of it.
 
 use crate::compare::{self, Difference};
@@ -18,7 +28,7 @@ use crate::differential::op::{On, Op, Whence};
 use crate::differential::outcome::{Outcome, StatShot};
 use crate::differential::run::Stage;
 use crate::layer::Namespace;
-use crate::snapshot::Stamp;
+use crate::snapshot::{Snapshot, Stamp};
 use rustix::io::Errno;
 
 /// Where an explanation counts.
@@ -53,7 +63,40 @@ pub struct KnownTree {
     /// Where it counts.
     pub scope: Scope,
     /// Whether it explains this difference.
-    pub explains: fn(Stage, &Difference) -> bool,
+    pub explains: fn(Stage, &Difference, &Trees<'_>) -> bool,
+}
+
+/// The trees that a difference was found between; left is the kernel's, or before a remount.
+#[derive(Debug, Clone, Copy)]
+pub struct Trees<'a> {
+    /// The left one.
+    pub left: &'a Snapshot,
+    /// The right one.
+    pub right: &'a Snapshot,
+}
+
+impl Trees<'_> {
+    /// Whether the right side's entry has the overlay's own attribute of this name.
+    fn right_has(&self, path: &[u8], private: &str) -> bool {
+        self.right.entries.get(path).is_some_and(|shot| shot.has_private(private))
+    }
+
+    /// Whether in the right side's directory lies something whose number a listing must look up: an object that was copied
+    /// up, under whatever name.
+    fn right_holds_copies(&self, dir: &[u8]) -> bool {
+        let entries = self.right.entries.iter();
+        let inside = |path: &[u8]| !path.is_empty() && parent(path) == dir;
+        entries.filter(|(path, _)| inside(path)).any(|(_, shot)| shot.has_private("origin"))
+    }
+
+    fn is_regular(&self, path: &[u8]) -> bool {
+        self.left.entries.get(path).is_some_and(|shot| shot.mode & 0o170_000 == 0o100_000)
+    }
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    path.get(..end).unwrap_or_default()
 }
 
 /// The explained differences in results.
@@ -114,6 +157,23 @@ pub const INTENDED: &[KnownResult] = &[
         },
     },
     KnownResult {
+        reason: "a removed directory that was never copied up cannot be changed: the kernel finds its whiteout, plyfs no name",
+        scope: Scope::Everywhere,
+        explains: |op, kernel, plyfs| {
+            let by_descriptor = matches!(
+                op,
+                Op::Chmod { on: On::Fd(_), .. }
+                    | Op::Chown { on: On::Fd(_), .. }
+                    | Op::Utimens { on: On::Fd(_), .. }
+                    | Op::SetXattr { on: On::Fd(_), .. }
+                    | Op::RemoveXattr { on: On::Fd(_), .. }
+            );
+            by_descriptor
+                && *kernel == Outcome::Failed(Errno::NOTDIR)
+                && *plyfs == Outcome::Failed(Errno::NOENT)
+        },
+    },
+    KnownResult {
         // That nothing but zeros is passed over is checked on each side: `lost_by` of `differential/data.rs`.
         reason: "which of its zeros a file system reports as holes, after copy-up or before write-back, is its own choice",
         scope: Scope::Everywhere,
@@ -136,7 +196,7 @@ pub const INTENDED: &[KnownResult] = &[
         reason: "POSIX allows both for a rename onto a directory that is not empty; xfs says EEXIST, and is not asked",
         scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
-            let rename = matches!(op, Op::Rename { .. });
+            let rename = matches!(op, Op::Rename { .. } | Op::ListChanging { .. });
             rename && *kernel == Outcome::Failed(Errno::EXIST) && *plyfs == Outcome::Failed(Errno::NOTEMPTY)
         },
     },
@@ -160,12 +220,12 @@ pub const INTENDED_TREES: &[KnownTree] = &[
     KnownTree {
         reason: NO_GHOSTS,
         scope: Scope::Everywhere,
-        explains: |_, difference| difference.field == compare::GHOST && difference.right == "false",
+        explains: |_, difference, _| difference.field == compare::GHOST && difference.right == "false",
     },
     KnownTree {
         reason: "before a rename to another directory that fails the kernel has already made the redirect absolute",
         scope: Scope::Everywhere,
-        explains: |stage, difference| {
+        explains: |stage, difference, _| {
             let target = |text: &str| {
                 text.trim_matches('"').split_once(".overlay.redirect = ").map(|(_, to)| to.to_owned())
             };
@@ -177,28 +237,31 @@ pub const INTENDED_TREES: &[KnownTree] = &[
     KnownTree {
         reason: WRITEBACK_CTIME,
         scope: Scope::UserSpace,
-        explains: |stage, difference| {
-            stage != Stage::Upper && difference.field == "ctime" && difference.left == "Recent"
+        explains: |stage, difference, trees| {
+            // Before and after a remount, which shows the time on disk, it is the other way round.
+            let late = if stage == Stage::Remount { &difference.right } else { &difference.left };
+            stage != Stage::Upper
+                && difference.field == "ctime"
+                && late == "Recent"
+                && trees.is_regular(&difference.path)
         },
-    },
-    KnownTree {
-        reason: "in a user namespace the kernel gives the names of a lower file that was linked different inode numbers",
-        scope: Scope::UserSpace,
-        explains: |stage, difference| stage != Stage::Upper && difference.field == "inode shared with",
     },
     KnownTree {
         reason: "before a copy-up or rename that fails the kernel has already marked the parent impure",
         scope: Scope::Everywhere,
-        explains: |stage, difference| {
+        explains: |stage, difference, trees| {
             let marked = difference.left.contains(".overlay.impure = y");
-            stage == Stage::Upper && marked && difference.right.contains("absent")
+            stage == Stage::Upper
+                && marked
+                && difference.right.contains("absent")
+                && !trees.right_holds_copies(&difference.path)
         },
     },
     KnownTree {
         reason: "where a copied-up file is linked into a directory that was not, the kernel forgets to mark it impure, \
                  and then lists a wrong inode number; plyfs marks it",
         scope: Scope::Everywhere,
-        explains: |stage, difference| {
+        explains: |stage, difference, _| {
             let gained = difference.left.contains(".overlay.impure absent");
             stage == Stage::Upper && difference.field == "xattr" && gained
         },
@@ -206,22 +269,36 @@ pub const INTENDED_TREES: &[KnownTree] = &[
     KnownTree {
         reason: "where the kernel lists an inode number other than that of stat, plyfs need not",
         scope: Scope::Everywhere,
-        explains: |_, difference| difference.field == "listing" && difference.right == "[]",
+        explains: |_, difference, _| difference.field == "listing" && difference.right == "[]",
+    },
+    KnownTree {
+        reason: "before a rename that fails the kernel has already recorded the directory's present place",
+        scope: Scope::Everywhere,
+        explains: |stage, difference, _| {
+            // A place that is needed has another name: it gets a redirect on both sides.
+            let name = difference.path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            let name = name.escape_ascii().to_string().escape_debug().to_string();
+            let target = difference.left.trim_matches('"').split_once(".overlay.redirect = ");
+            let same = target.is_some_and(|(_, target)| target.rsplit('/').next() == Some(name.as_str()));
+            stage == Stage::Upper && same && difference.right.contains("absent")
+        },
     },
     KnownTree {
         // Where plyfs needs one and has none, the trees after the remounts tell.
-        reason: "before a rename that fails the kernel has already marked the directory for its new place",
+        reason: "before a rename that fails the kernel has already made a new directory opaque for its new place",
         scope: Scope::Everywhere,
-        explains: |stage, difference| {
-            let marks = [".overlay.redirect = ", ".overlay.opaque = "];
-            let recorded = marks.iter().any(|mark| difference.left.contains(mark));
-            stage == Stage::Upper && recorded && difference.right.contains("absent")
+        explains: |stage, difference, trees| {
+            let marked = difference.left.contains(".overlay.opaque = y");
+            stage == Stage::Upper
+                && marked
+                && difference.right.contains("absent")
+                && !trees.right_has(&difference.path, "origin")
         },
     },
     KnownTree {
         reason: "the UUID of an upper is random",
         scope: Scope::Everywhere,
-        explains: |stage, difference| {
+        explains: |stage, difference, _| {
             stage == Stage::Upper && difference.path.is_empty() && difference.left.contains(".overlay.uuid")
         },
     },
@@ -257,10 +334,15 @@ pub fn accepts(namespace: Namespace, op: &Op, kernel: &Outcome, plyfs: &Outcome)
 }
 
 /// The differences between two trees that nothing explains.
-pub fn unexplained(namespace: Namespace, stage: Stage, differences: Vec<Difference>) -> Vec<Difference> {
+pub fn unexplained(
+    namespace: Namespace,
+    stage: Stage,
+    trees: &Trees<'_>,
+    differences: Vec<Difference>,
+) -> Vec<Difference> {
     let explained = |difference: &Difference| {
         let mut known = INTENDED_TREES.iter().filter(|known| known.scope.holds(namespace));
-        known.any(|known| (known.explains)(stage, difference))
+        known.any(|known| (known.explains)(stage, difference, trees))
     };
     differences.into_iter().filter(|difference| !explained(difference)).collect()
 }

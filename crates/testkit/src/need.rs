@@ -76,16 +76,6 @@ fn kernel_knows(name: &str) -> bool {
     known.lines().any(|line| line.split_whitespace().last() == Some(name))
 }
 
-/// Whether a suite that still has open findings was asked for (`PLYFS_FINDINGS=1`); says how to ask for it otherwise. For a
-/// suite that has not passed yet: it is kept runnable, and not counted as passed.
-pub fn findings_asked_for() -> bool {
-    let asked = std::env::var_os("PLYFS_FINDINGS").is_some_and(|value| value == "1");
-    if !asked {
-        eprintln!("skipped: this suite has open findings; PLYFS_FINDINGS=1 runs it");
-    }
-    asked
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

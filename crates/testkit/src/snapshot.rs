@@ -297,6 +297,13 @@ impl Shot {
         }
     }
 
+    /// Whether it has an overlay's own attribute of this name, in either namespace.
+    pub fn has_private(&self, name: &str) -> bool {
+        [Namespace::Trusted, Namespace::User]
+            .iter()
+            .any(|namespace| self.xattrs.contains_key(namespace.attribute(name).as_bytes()))
+    }
+
     /// True for a character device 0:0.
     pub fn is_whiteout(&self) -> bool {
         FileType::from_raw_mode(self.mode).is_char_device() && self.rdev == 0

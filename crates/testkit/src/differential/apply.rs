@@ -48,22 +48,8 @@ impl Side {
         Path::new(OsStr::from_bytes(&self.base))
     }
 
-    /// Applies `step`, whose user the thread already is.
-    pub fn apply(&mut self, step: &Step) -> Outcome {
-        let outcome = self.operation(&step.op);
-        if !step.probe {
-            return outcome;
-        }
-        let mut all = vec![outcome];
-        for path in step.op.paths() {
-            all.push(self.stat(&On::Link(path.clone())));
-            all.push(self.stat(&On::Link(parent(path))));
-        }
-        all.extend(step.op.slots().into_iter().map(|slot| self.stat(&On::Fd(slot))));
-        Outcome::Several(all)
-    }
-
-    fn operation(&mut self, op: &Op) -> Outcome {
+    /// Applies `op` as the user that the thread is.
+    pub fn apply(&mut self, op: &Op) -> Outcome {
         match op {
             Op::Umask(_) => Outcome::Done,
             Op::Open { slot, at, path, flags, mode } => self.open(*slot, *at, path, *flags, *mode),
@@ -88,6 +74,20 @@ impl Side {
             }
             _ => self.on_names(op),
         }
+    }
+
+    /// Looks at what `step`, which came to `outcome`, was about, if it is to be looked at.
+    pub fn look(&mut self, step: &Step, outcome: Outcome) -> Outcome {
+        if !step.probe {
+            return outcome;
+        }
+        let mut all = vec![outcome];
+        for path in step.op.paths() {
+            all.push(self.stat(&On::Link(path.clone())));
+            all.push(self.stat(&On::Link(parent(path))));
+        }
+        all.extend(step.op.slots().into_iter().map(|slot| self.stat(&On::Fd(slot))));
+        Outcome::Several(all)
     }
 
     /// The absolute path of `path`.

@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
 /// What direct I/O is aligned to: no file system here needs more.
-const ALIGNMENT: usize = 4096;
+pub(super) const ALIGNMENT: usize = 4096;
 
 /// The process's own memory: a mapping is read and written through it, so that an access beyond the end of
 /// the file is an error and not a signal, and no unsafe code is needed. The fault is the same as any other.

@@ -6,6 +6,7 @@
 //! The two sides share their lower layers, so a side that writes into one is found by the comparison of the
 //! lowers with before, and not by the comparison of the sides.
 
+pub mod apart;
 pub mod apply;
 pub mod config;
 pub mod data;

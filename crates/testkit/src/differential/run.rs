@@ -3,6 +3,7 @@
 //!
 //! Owns the order of the comparisons and the directories of a case. Generates and shrinks nothing.
 
+use super::apart::{self, Ground};
 use super::apply::Side;
 use super::data;
 use super::generate::Source;
@@ -10,7 +11,7 @@ use super::op::{Op, Step};
 use super::outcome::Outcome;
 use crate::compare::{Difference, compare, moved_inodes};
 use crate::identity::{Identity, User};
-use crate::known;
+use crate::known::{self, Trees};
 use crate::layer::{Namespace, TreeSpec};
 use crate::mount::{Driver, Mounted, Stack};
 use crate::snapshot::{Clock, Snapshot, View};
@@ -256,7 +257,7 @@ fn run_mounted(
     sources: &mut [Source<'_>],
     progress: &Progress,
 ) -> Result<Option<Finding>> {
-    let found = run_threads(setup, clock, (left.path(), right.path()), sources, progress)?;
+    let found = run_threads(setup, places, clock, (left.path(), right.path()), sources, progress)?;
     if found.is_some() {
         return Ok(found);
     }
@@ -277,12 +278,14 @@ fn run_mounted(
 
 fn run_threads(
     setup: &Setup,
+    places: &Places,
     clock: Clock,
     roots: (&Path, &Path),
     sources: &mut [Source<'_>],
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     let stop = AtomicBool::new(false);
+    let ground = Ground { mount: roots.0, upper: &places.left.upper, namespace: setup.namespace };
     if setup.bases.len() > 1 {
         copy_up_bases(setup, roots)?;
     }
@@ -294,7 +297,7 @@ fn run_threads(
             .map(|(number, (source, base))| {
                 let stop = &stop;
                 scope.spawn(move || {
-                    let thread = Thread { setup, clock, number, stop, progress };
+                    let thread = Thread { setup, clock, ground, number, stop, progress };
                     let found = thread.run(roots, base, source);
                     if !matches!(found, Ok(None)) {
                         stop.store(true, Ordering::Relaxed);
@@ -324,6 +327,7 @@ fn copy_up_bases(setup: &Setup, (left, right): (&Path, &Path)) -> Result<()> {
 struct Thread<'a> {
     setup: &'a Setup,
     clock: Clock,
+    ground: Ground<'a>,
     number: usize,
     stop: &'a AtomicBool,
     progress: &'a Progress,
@@ -339,11 +343,19 @@ impl Thread<'_> {
         let (mut left, mut right) = (side(roots.0)?, side(roots.1)?);
         let mut index = 0;
         while let Some(step) = source.next_step().filter(|_| !self.stop.load(Ordering::Relaxed)) {
+            identity.become_user(User::Root)?;
+            if self.ground.leads_apart(&left, &step.op) {
+                index += 1;
+                continue;
+            }
             identity.become_user(step.user)?;
             if let Op::Umask(mask) = step.op {
                 identity.set_umask(mask);
             }
-            let results = (left.apply(&step), right.apply(&step));
+            let results = (left.apply(&step.op), right.apply(&step.op));
+            apart::level(&step.op, (&left, &results.0), (&right, &results.1), &mut identity)?;
+            identity.become_user(step.user)?;
+            let results = (left.look(&step, results.0), right.look(&step, results.1));
             self.progress.steps.fetch_add(1, Ordering::Relaxed);
             if !known::accepts(self.setup.namespace, &step.op, &results.0, &results.1) {
                 let (thread, results) = (self.number, Box::new(results));
@@ -453,7 +465,10 @@ fn compare_remounted(
     changes.retain(|change| {
         !expected.iter().any(|other| (&other.path, other.field) == (&change.path, change.field))
     });
-    let differences = known::unexplained(setup.namespace, Stage::Remount, changes);
+    let differences = {
+        let trees = Trees { left: &merged.1, right: &right_by_right };
+        known::unexplained(setup.namespace, Stage::Remount, &trees, changes)
+    };
     Ok((!differences.is_empty()).then_some(Finding::Trees {
         stage: Stage::Remount,
         after: None,
@@ -482,7 +497,7 @@ fn trees(
     left: &Snapshot,
     right: &Snapshot,
 ) -> Option<Finding> {
-    let differences = known::unexplained(namespace, stage, compare(left, right));
+    let differences = known::unexplained(namespace, stage, &Trees { left, right }, compare(left, right));
     (!differences.is_empty()).then_some(Finding::Trees { stage, after, differences })
 }
 
