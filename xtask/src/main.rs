@@ -13,6 +13,7 @@ mod mounts;
 mod policy;
 mod posix;
 mod power_cut;
+mod real_trees;
 mod setup;
 mod size;
 mod stress;
@@ -53,6 +54,8 @@ enum Command {
     E2e(e2e::Args),
     /// Run pjdfstest and fsx on plyfs and the kernel overlay, and compare (as root)
     Posix(posix::Args),
+    /// Install packages, use git and compile in a Debian root on plyfs and the kernel overlay, and compare (as root)
+    RealTrees(real_trees::Args),
     /// Install the system packages that the tests use (Debian, as root)
     Setup,
 }
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::PowerCut(args) => power_cut::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Posix(args) => posix::run(&args),
+        Command::RealTrees(args) => real_trees::run(&args),
         Command::Setup => setup::run().map(|_| ()),
     };
     match result {
