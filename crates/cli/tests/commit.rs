@@ -144,3 +144,49 @@ fn two_commits_at_once_are_refused() {
     );
     assert!(said.contains("another plyfs commit"), "{said}");
 }
+
+#[test]
+fn a_target_that_is_the_upper_or_lies_in_it_is_refused() {
+    let place = Place::new();
+    place.dirs(&["upper/d/target"]);
+    place.write("upper/f", "x");
+    for onto in ["upper", "upper/d", "upper/d/target", "upper/d/../d/target"] {
+        let said =
+            common::fail(&mut place.plyfs(&["commit", "upper", "--onto", onto, "--yes", "--ignore-owner"]));
+        assert!(said.contains("lies in the upper"), "{onto}: {said}");
+    }
+    assert_eq!(place.sh("find upper").lines().count(), 4);
+}
+
+#[test]
+fn a_target_in_the_upper_is_refused_through_a_bind_mount_too() {
+    as_root("a_target_in_the_upper_is_refused_through_a_bind_mount_too", |place| {
+        place.dirs(&["upper/d/target", "whole", "part"]);
+        place.sh("echo x > upper/f; mount --bind upper whole; mount --bind upper/d/target part");
+        for (upper, onto) in [("upper", "whole/d"), ("whole", "upper/d/target"), ("upper", "part")] {
+            let said = common::fail(
+                place
+                    .plyfs(&["commit", upper, "--onto", onto, "--yes", "--ignore-owner"])
+                    .stdout(std::process::Stdio::null()),
+            );
+            assert!(said.contains("lies in the upper"), "{onto}: {said}");
+        }
+        assert_eq!(place.sh("find upper").lines().count(), 4, "nothing was written");
+        place.sh("umount whole part");
+    });
+}
+
+#[test]
+fn an_upper_that_is_mounted_is_refused_until_it_is_unmounted() {
+    as_root("an_upper_that_is_mounted_is_refused_until_it_is_unmounted", |place| {
+        place.mount(&["a"]);
+        place.sh("echo x > merged/f");
+        let arguments = ["commit", "upper", "--onto", "a", "--yes"];
+        let said = common::fail(&mut place.plyfs(&arguments));
+        assert!(said.contains("upper: in use by a mount"), "{said}");
+        assert!(place.run(&["commit", "upper", "--onto", "a", "--dry-run"]).contains("A /f"));
+        place.umount();
+        place.run(&arguments);
+        assert_eq!(place.read("a/f"), "x\n");
+    });
+}

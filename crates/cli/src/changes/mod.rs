@@ -21,7 +21,7 @@ use crate::failure::{Context, Outcome};
 
 pub use compare::shown_xattrs;
 pub use print::{line, shown, to_json};
-pub use renames::redirected;
+pub use renames::{Visitor, redirected};
 pub use upper::{Item, UpperDir};
 pub use walk::walk;
 

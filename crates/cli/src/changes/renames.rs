@@ -48,10 +48,13 @@ pub fn find(upper: &UpperDir, lower: &Lower) -> Outcome<Renames> {
     Ok(search.renames)
 }
 
+/// Is shown each directory of an upper, and may refuse it.
+pub type Visitor<'a> = dyn FnMut(&UpperDir) -> Outcome<()> + 'a;
+
 /// What an upper says by redirects alone: where things were in the lowers, and where they are now.
-pub fn redirected(upper: &UpperDir) -> Outcome<Vec<(RelPath, RelPath)>> {
+pub fn redirected(upper: &UpperDir, visit: &mut Visitor<'_>) -> Outcome<Vec<(RelPath, RelPath)>> {
     let mut found = Vec::new();
-    redirected_in(upper, Some(&RelPath::root()), &mut found)?;
+    redirected_in(upper, Some(&RelPath::root()), visit, &mut found)?;
     Ok(found)
 }
 
@@ -59,8 +62,10 @@ pub fn redirected(upper: &UpperDir) -> Outcome<Vec<(RelPath, RelPath)>> {
 fn redirected_in(
     upper: &UpperDir,
     below: Option<&RelPath>,
+    visit: &mut Visitor<'_>,
     found: &mut Vec<(RelPath, RelPath)>,
 ) -> Outcome<()> {
+    visit(upper)?;
     let below = if upper.is_opaque()? { None } else { below };
     for item in upper.items()? {
         let Item::Plain(name, stat) = item else { continue };
@@ -71,7 +76,7 @@ fn redirected_in(
             found.push((source, upper.path.join(name)));
         }
         if stat.is_dir() {
-            redirected_in(&upper.child(name)?, source.or(own).as_ref(), found)?;
+            redirected_in(&upper.child(name)?, source.or(own).as_ref(), visit, found)?;
         }
     }
     Ok(())

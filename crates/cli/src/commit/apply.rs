@@ -11,9 +11,9 @@ use std::path::Path;
 use plyfs_format::{Name, NameBuf, RelPath};
 use plyfs_sys::{Dir, DirMut, Errno, Faults, File, FileKind, OFlags, Stat};
 
-use crate::changes::{Item, UpperDir, redirected};
+use crate::changes::{Item, UpperDir, Visitor, redirected};
 use crate::commit::stage::{self, Owner, Stage};
-use crate::commit::{meta, progress};
+use crate::commit::{guard, meta, progress};
 use crate::failure::{Context, Failure, Outcome};
 
 /// Applies the upper at `path` to the directory at `onto`, or finishes doing so. An upper that was applied to it already,
@@ -22,11 +22,16 @@ pub fn apply(path: &Path, onto: &Path, ignore_owner: bool, faults: &Faults) -> O
     let target = DirMut::open_root(onto).context(|| onto.display().to_string())?;
     let upper = UpperDir::open_root(path)?;
     let identity = progress::identity(&upper.dir).context(|| path.display().to_string())?;
+    let root = guard::inode(&target).context(|| onto.display().to_string())?;
+    let renamed = renamed(&upper, &mut |directory| {
+        let found = guard::inode(&directory.dir).context(|| format!("upper: /{}", directory.path))?;
+        if found == root { Err(guard::overlap(path, onto)) } else { Ok(()) }
+    })?;
     let stage = Stage::open(&target, Owner { identity: &identity, path }, faults)?;
     if progress::is_done(&upper, &target)? {
         return stage.finish(&target);
     }
-    let moves = take_renamed(&upper, &target, &stage)?;
+    let moves = take_renamed(renamed, &target, &stage)?;
     let renames = !moves.is_empty();
     let mut apply = Apply { stage, moves, links: HashMap::new(), ignore_owner };
     apply.directory(&upper, &target, false)?;
@@ -40,9 +45,12 @@ pub fn apply(path: &Path, onto: &Path, ignore_owner: bool, faults: &Faults) -> O
     target.sync().context(|| "cannot write the target to the medium")
 }
 
-/// What was renamed, as the old and the new place, in an order that depends on the upper alone.
-fn renamed(upper: &UpperDir) -> Outcome<Vec<(RelPath, RelPath)>> {
-    let mut renamed = redirected(upper)?;
+/// The old and the new places of what was renamed.
+type Renamed = Vec<(RelPath, RelPath)>;
+
+/// What was renamed, in an order that depends on the upper alone. Each directory of the upper is shown to `visit`.
+fn renamed(upper: &UpperDir, visit: &mut Visitor<'_>) -> Outcome<Renamed> {
+    let mut renamed = redirected(upper, visit)?;
     // What lies deepest first: it may lie in something else that was renamed.
     renamed.sort_by(|(one, _), (other, _)| depth(other).cmp(&depth(one)).then_with(|| one.cmp(other)));
     Ok(renamed)
@@ -50,8 +58,7 @@ fn renamed(upper: &UpperDir) -> Outcome<Vec<(RelPath, RelPath)>> {
 
 /// Takes what was renamed away from its old names, unless an interrupted commit has taken all: what is there now has got
 /// its new name there. Returns the numbers by the new names.
-fn take_renamed(upper: &UpperDir, target: &DirMut, stage: &Stage) -> Outcome<HashMap<RelPath, usize>> {
-    let renamed = renamed(upper)?;
+fn take_renamed(renamed: Renamed, target: &DirMut, stage: &Stage) -> Outcome<HashMap<RelPath, usize>> {
     let describe = || "cannot prepare the commit";
     if !renamed.is_empty() && !stage.has_taken().context(describe)? {
         take_all(&renamed, target, stage)?;

@@ -2,6 +2,7 @@
 //! asks first.
 
 mod apply;
+mod guard;
 mod meta;
 mod progress;
 mod stage;
@@ -21,6 +22,8 @@ pub fn run(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
     if args.json && !args.yes && !args.dry_run {
         return Err(Failure::usage("commit --json asks nobody; add --yes or --dry-run"));
     }
+    // Held to the end.
+    let _lock = guard::check(args)?;
     let (done, left) = progress(args)?;
     if done && !left {
         return already(args, out);
