@@ -132,6 +132,20 @@ pub fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(v)
 }
 
+/// What a path names when the symbolic links at its end are followed; the last one may lead to nothing yet.
+pub fn behind_links(path: &Path) -> Result<PathBuf> {
+    let mut path = path.to_owned();
+    // As many as the kernel follows (path_resolution(7)).
+    for _ in 0..40 {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("")).join(target),
+            // EINVAL: no link. What else is wrong is told by whoever opens it.
+            Err(_) => return Ok(path),
+        }
+    }
+    Err(rustix::io::Errno::LOOP).at("resolve", &path)
+}
+
 /// A path that is absolute, with symbolic links resolved, so that mounts name it alike.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).at("resolve", path)

@@ -54,7 +54,8 @@ impl std::str::FromStr for Format {
 }
 
 impl Store {
-    /// Writes images to `out` (`-` is standard output for the archives). A file appears by a rename.
+    /// Writes images to `out` (`-` is standard output for the archives). A file appears by a rename;
+    /// what is no regular file is written to.
     pub fn save(
         &self,
         names: &[String],
@@ -77,20 +78,32 @@ impl Store {
                 fill(&mut DirSink(out))
             }
             _ if out == Path::new("-") => compressed(io::stdout().lock(), compression, &mut fill).map(drop),
-            _ => {
-                let tmp = out.with_file_name(format!(
-                    ".{}.{}",
-                    out.file_name().unwrap_or_default().to_string_lossy(),
-                    std::process::id()
-                ));
-                let r = self.save_file(&tmp, compression, &mut fill);
-                match r {
-                    Ok(()) => std::fs::rename(&tmp, out).at("rename", out),
-                    Err(e) => {
-                        durable::remove_file(&tmp)?;
-                        Err(e)
-                    }
-                }
+            _ => self.save_archive(out, compression, &mut fill),
+        }
+    }
+
+    /// A regular file is replaced as a whole; a device or a pipe is a place to write to.
+    fn save_archive(&self, out: &Path, how: blob::Compression, fill: Fill<'_>) -> Result<()> {
+        let out = &durable::behind_links(out)?;
+        match std::fs::metadata(out) {
+            Ok(found) if !found.is_file() => {
+                let f = File::options().write(true).open(out).at("open", out)?;
+                let w = compressed(io::BufWriter::with_capacity(256 << 10, f), how, fill)?;
+                return w.into_inner().map_err(io::IntoInnerError::into_error).at("write", out).map(drop);
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).at("look at", out),
+            _ => {}
+        }
+        let tmp = out.with_file_name(format!(
+            ".{}.{}",
+            out.file_name().unwrap_or_default().to_string_lossy(),
+            std::process::id()
+        ));
+        match self.save_file(&tmp, how, fill) {
+            Ok(()) => std::fs::rename(&tmp, out).at("rename", out),
+            Err(e) => {
+                durable::remove_file(&tmp)?;
+                Err(e)
             }
         }
     }

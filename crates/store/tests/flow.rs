@@ -404,3 +404,40 @@ fn docker_dir(h: &Home, layers: &[Vec<u8>], name: &str) -> std::path::PathBuf {
     fs::write(dir.join("manifest.json"), list.to_string()).unwrap();
     dir
 }
+
+#[test]
+fn save_writes_into_a_pipe_and_through_a_link_and_replaces_neither() {
+    use std::os::unix::fs::FileTypeExt;
+    let h = Home::new();
+    h.import(&tar(&[file("f", "1")]), "base:1").unwrap();
+    let save = |to: &Path| {
+        h.store.save(&["base:1".into()], Format::OciArchive, Compression::None, to).unwrap();
+    };
+    let plain = h.path("plain.tar");
+    save(&plain);
+    let want = fs::read(&plain).unwrap();
+
+    fs::create_dir(h.path("there")).unwrap();
+    let (link, target) = (h.path("link"), h.path("there/out.tar"));
+    std::os::unix::fs::symlink("there/out.tar", &link).unwrap();
+    // At first the link leads nowhere, then to a file.
+    for _ in 0..2 {
+        save(&link);
+        assert!(link.is_symlink());
+        assert!(fs::read(&target).unwrap() == want);
+        fs::write(&target, "old").unwrap();
+    }
+
+    let fifo = h.path("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::read(fifo).unwrap()
+    });
+    save(&fifo);
+    assert!(reader.join().unwrap() == want);
+    assert!(fs::symlink_metadata(&fifo).unwrap().file_type().is_fifo());
+    save(Path::new("/dev/null"));
+    assert!(fs::symlink_metadata("/dev/null").unwrap().file_type().is_char_device());
+}
