@@ -141,7 +141,8 @@ pub struct CommitArgs {
     /// Only show what would be done
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
-    /// Leave owners and groups as they are
+    /// Leave owners and groups as they are; what is new becomes yours, and set-id bits are dropped from files. Needed for
+    /// root to commit what was made without root
     #[arg(long)]
     pub ignore_owner: bool,
     /// Print JSON; implies that nobody is asked, so --yes or --dry-run must be given

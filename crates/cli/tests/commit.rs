@@ -190,3 +190,34 @@ fn an_upper_that_is_mounted_is_refused_until_it_is_unmounted() {
         assert_eq!(place.read("a/f"), "x\n");
     });
 }
+
+#[test]
+fn what_was_made_without_root_gives_no_file_of_the_machine_to_its_maker() {
+    as_root("what_was_made_without_root_gives_no_file_of_the_machine_to_its_maker", |place| {
+        place.sh(
+            "mkdir -p a/etc upper/etc; echo old > a/etc/passwd; echo his > a/etc/his; chown 77:78 a/etc/his
+                  echo new > upper/etc/passwd; chmod 6755 upper/etc/passwd; echo more > upper/etc/his
+                  echo x > upper/etc/new; chown -R 4321:4321 upper; setfattr -n user.overlay.uuid -v x upper",
+        );
+        for extra in ["--yes", "--dry-run"] {
+            let said = common::fail(&mut place.plyfs(&["commit", "upper", "--onto", "a", extra]));
+            assert!(said.contains("--ignore-owner") && said.contains("by user 4321"), "{said}");
+        }
+        place.run(&["commit", "upper", "--onto", "a", "--yes", "--ignore-owner"]);
+        let owners = place.sh("cd a; stat -c '%n %u:%g %a' etc etc/*");
+        assert_eq!(owners, "etc 0:0 755\netc/his 77:78 644\netc/new 0:0 644\netc/passwd 0:0 755\n");
+        assert_eq!(place.read("a/etc/passwd"), "new\n");
+    });
+}
+
+#[test]
+fn what_root_made_over_a_users_directory_is_committed_with_its_owners() {
+    as_root("what_root_made_over_a_users_directory_is_committed_with_its_owners", |place| {
+        place.sh("mkdir a; chown 77 a");
+        place.mount(&["a"]);
+        place.sh("echo x > merged/f; chown 77 merged merged/f");
+        place.umount();
+        place.run(&["commit", "upper", "--onto", "a", "--yes"]);
+        assert_eq!(place.sh("stat -c %u a/f"), "77\n");
+    });
+}

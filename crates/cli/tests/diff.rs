@@ -33,8 +33,8 @@ fn what_was_done_through_the_mount_is_reported_once_and_exactly() {
                 "D /dir2/one",
                 "A /dir2/three",
                 "M /etc/f",
-                "M /etc/mode",
-                "M /etc/touched",
+                "M /etc/mode (mode)",
+                "M /etc/touched (times)",
                 "D /gone",
                 "A /link",
                 "R /movable -> /moved",
@@ -117,9 +117,9 @@ fn attributes_that_belong_to_the_overlay_are_no_change_and_others_are() {
         place.write("a/g", "y");
         place.mount(&["a"]);
         place.sh("cd merged; : > d/new; rm d/new; chown 7 g; setfattr -n user.x -v 1 d/f");
-        assert_eq!(diff(place, &["a"]), ["M /d/f", "M /g"]);
+        assert_eq!(diff(place, &["a"]), ["M /d/f (xattrs)", "M /g (owner)"]);
         let ignoring = place.run(&["diff", "upper", "--lower", "a", "--ignore-owner"]);
-        assert_eq!(ignoring, "M /d/f\n");
+        assert_eq!(ignoring, "M /d/f (xattrs)\n");
         place.umount();
     });
 }
@@ -148,7 +148,7 @@ fn what_the_kernels_overlay_wrote_is_read_alike() {
         place.sh("mkdir -p a/d a/e b upper work merged; echo 1 > a/d/f; echo 2 > a/e/g; echo 3 > b/h
             mount -t overlay o -o lowerdir=a:b,upperdir=upper,workdir=work,redirect_dir=on,metacopy=on merged
             cd merged; mv d d2; rm h; rm -r e; mkdir e; echo 4 > e/new; chmod 600 d2/f");
-        assert_eq!(diff(place, &["a", "b"]), ["R /d -> /d2", "M /d2/f", "D /e/g", "A /e/new", "D /h"]);
+        assert_eq!(diff(place, &["a", "b"]), ["R /d -> /d2", "M /d2/f (mode)", "D /e/g", "A /e/new", "D /h"]);
         place.sh("umount merged");
     });
 }

@@ -7,16 +7,24 @@ use serde_json::{Value, json};
 use crate::changes::{Aspect, Change, Kind};
 use crate::paint::Paint;
 
-/// `A /path`, `M /path`, `D /path` or `R /from -> /to`.
+/// `A /path`, `M /path`, `D /path` or `R /from -> /to`; behind an `M` without new content, what is new: `M /path (owner)`.
 pub fn line(change: &Change, paint: Paint) -> String {
     let path = shown(&change.path);
     match (change.kind, &change.from) {
         (Kind::Added, _) => paint.added(&format!("A {path}")),
-        (Kind::Modified, _) => paint.modified(&format!("M {path}")),
+        (Kind::Modified, _) => paint.modified(&format!("M {path}{}", attributes(change))),
         (Kind::Deleted, _) => paint.deleted(&format!("D {path}")),
         (Kind::Renamed, Some(from)) => paint.renamed(&format!("R {} -> {path}", shown(from))),
         (Kind::Renamed, None) => paint.renamed(&format!("R {path}")),
     }
+}
+
+fn attributes(change: &Change) -> String {
+    if change.aspects.is_empty() || change.aspects.contains(&Aspect::Content) {
+        return String::new();
+    }
+    let names: Vec<&str> = change.aspects.iter().map(|aspect| aspect_name(*aspect)).collect();
+    format!(" ({})", names.join(", "))
 }
 
 /// An absolute path. One that would not stay on its line, or is no text, is escaped and quoted.

@@ -12,6 +12,7 @@ use plyfs_format::{Name, NameBuf, RelPath};
 use plyfs_sys::{Dir, DirMut, Errno, Faults, File, FileKind, OFlags, Stat};
 
 use crate::changes::{Item, UpperDir, Visitor, redirected};
+use crate::commit::meta::Owners;
 use crate::commit::stage::{self, Owner, Stage};
 use crate::commit::{guard, meta, progress};
 use crate::failure::{Context, Failure, Outcome};
@@ -149,7 +150,7 @@ impl Apply {
         self.directory(&upper.child(name)?, &child, replaced && moved.is_none())?;
         self.stage
             .point("attributes")
-            .and_then(|()| meta::give(target, name, upper, name, stat, self.ignore_owner))
+            .and_then(|()| meta::give(target, name, upper, name, stat, self.owners(None, 0)))
             .context(|| cannot("set the attributes of", &path))
     }
 
@@ -174,11 +175,16 @@ impl Apply {
         }
         if upper.is_metacopy(name, stat)? {
             let describe = || cannot("set the attributes of", &path);
-            return meta::give(target, name, upper, name, stat, self.ignore_owner).context(describe);
+            let set_id = target.stat_at(name).context(describe)?.permissions() & meta::SET_ID;
+            return meta::give(target, name, upper, name, stat, self.owners(None, set_id)).context(describe);
         }
         let made = match self.links.get(&inode) {
             Some(first) if stat.nlink > 1 => self.stage.link_again(&first.clone())?,
-            _ => self.make(upper, name, stat).context(|| cannot("make", &path))?,
+            _ => {
+                let before = target.stat_at(name).ok().filter(|before| before.kind() == stat.kind());
+                let before = before.map(|before| (before.uid, before.gid));
+                self.make(upper, name, stat, before).context(|| cannot("make", &path))?
+            }
         };
         self.stage.publish(&made, target, name).context(|| cannot("make", &path))?;
         if stat.nlink > 1 && !self.links.contains_key(&inode) {
@@ -187,8 +193,18 @@ impl Apply {
         Ok(())
     }
 
-    /// Makes a copy of an entry of the upper in the stage.
-    fn make(&mut self, upper: &UpperDir, name: Name<'_>, stat: &Stat) -> Outcome<NameBuf> {
+    fn owners(&self, before: Option<(u32, u32)>, set_id: u32) -> Owners {
+        if self.ignore_owner { Owners::OfTarget { before, set_id } } else { Owners::OfUpper }
+    }
+
+    /// Makes a copy of an entry of the upper in the stage, in place of what belonged to `before`.
+    fn make(
+        &mut self,
+        upper: &UpperDir,
+        name: Name<'_>,
+        stat: &Stat,
+        before: Option<(u32, u32)>,
+    ) -> Outcome<NameBuf> {
         let made = match stat.kind() {
             FileKind::Regular => {
                 let (made, file) = self.stage.make_file()?;
@@ -201,8 +217,8 @@ impl Apply {
             }
             _ => self.stage.make(|dir, made| dir.mknod(made, stat.mode & !0o7000, stat.rdev()))?,
         };
-        let ignore_owner = self.ignore_owner;
-        self.stage.with(&made, |dir, made| meta::give(dir, made, upper, name, stat, ignore_owner))?;
+        let owners = self.owners(before, 0);
+        self.stage.with(&made, |dir, made| meta::give(dir, made, upper, name, stat, owners))?;
         if stat.kind() == FileKind::Regular {
             self.stage.sync_file(&made)?;
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use plyfs_format::Namespace;
 use plyfs_sys::{Dir, DirLock, DirMut, Errno};
 use rustix::fs::{Mode, OFlags};
 
@@ -19,6 +20,9 @@ pub fn check(args: &CommitArgs) -> Outcome<Option<DirLock>> {
     let upper = DirMut::open_root(&args.upper).context(|| args.upper.display().to_string())?;
     if lies_in(&target, &upper).context(|| args.onto.display().to_string())? {
         return Err(overlap(&args.upper, &args.onto));
+    }
+    if !args.ignore_owner && rustix::process::geteuid().is_root() {
+        refuse_somebody_elses(&upper, &args.upper)?;
     }
     if args.dry_run { Ok(None) } else { lock(&upper, &args.upper).map(Some) }
 }
@@ -55,6 +59,24 @@ fn lies_in(directory: &Dir, other: &Dir) -> plyfs_sys::Result<bool> {
         }
         (here, number) = (above, next);
     }
+}
+
+/// Refuses to give the machine's files to whoever made the upper. Without root an upper cannot say to whom a file belongs:
+/// what belongs to the machine's root belongs to the upper's maker there, or to one of his subordinate ids. Such an upper
+/// has no `trusted.*` attribute in its root, which a mount by root puts there.
+fn refuse_somebody_elses(upper: &Dir, path: &Path) -> Outcome<()> {
+    let describe = || path.display().to_string();
+    let uid = upper.stat().context(describe)?.uid;
+    let names = upper.list_own_xattrs().context(describe)?;
+    let trusted = Namespace::Trusted.prefix();
+    if uid == 0 || names.split(|byte| *byte == 0).any(|name| name.starts_with(trusted)) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Failure::new(format!(
+        "{path}: was made without root, by user {uid}, so the owners in it are not the machine's; add --ignore-owner to \
+         keep those of the directory (what is new becomes yours, set-id bits are dropped)"
+    )))
 }
 
 /// What tells a directory from all others now.

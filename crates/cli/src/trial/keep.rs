@@ -75,15 +75,16 @@ impl Keep {
         uppers.chain([self.work.clone()]).collect()
     }
 
-    /// Removes what is not kept, and says what is.
-    pub fn finish(self, quiet: bool) -> Outcome<()> {
+    /// Removes what is not kept, and says what is. `user`: it was made without root.
+    pub fn finish(self, quiet: bool, user: bool) -> Outcome<()> {
+        let owners = if user { " --ignore-owner" } else { "" };
         for (upper, path) in &self.uppers {
             let empty = fs::read_dir(upper).context(|| upper.display().to_string())?.next().is_none();
             if empty && upper != &self.upper {
                 fs::remove_dir(upper).context(|| format!("{}: cannot remove it", upper.display()))?;
             } else if !quiet {
                 let (upper, path) = (upper.display(), path.display());
-                eprintln!("Kept in {upper}; to apply it: plyfs commit {upper} --onto {path}");
+                eprintln!("Kept in {upper}; to apply it: plyfs commit {upper} --onto {path}{owners}");
             }
         }
         Ok(())

@@ -130,7 +130,7 @@ impl<'a> Trial<'a> {
             report::print(&self.changed(), args.json).map_err(own)?;
         }
         if let Some(keep) = self.keep {
-            keep.finish(args.quiet).map_err(own)?;
+            keep.finish(args.quiet, self.user).map_err(own)?;
         }
         status
     }
