@@ -221,3 +221,47 @@ fn what_root_made_over_a_users_directory_is_committed_with_its_owners() {
         assert_eq!(place.sh("stat -c %u a/f"), "77\n");
     });
 }
+
+#[test]
+fn a_name_of_the_users_own_where_a_commit_prepares_is_refused_and_kept() {
+    let place = Place::new();
+    place.write("upper/f", "x");
+    place.dirs(&["elsewhere", "a"]);
+    let arguments = ["commit", "upper", "--onto", "a", "--yes", "--ignore-owner"];
+    let refused = || {
+        let mut command = place.plyfs(&arguments);
+        common::fail(command.stdout(std::process::Stdio::null()))
+    };
+    for own in [
+        "mkdir -p a/.plyfs-commit/mine; echo x > a/.plyfs-commit/mine/f",
+        "mkdir a/.plyfs-commit; echo x > a/.plyfs-commit/upper",
+        "mkdir a/.plyfs-commit; ln -s elsewhere a/.plyfs-commit/upper; echo x > a/.plyfs-commit/mine",
+        "ln -s ../elsewhere a/.plyfs-commit",
+        "echo x > a/.plyfs-commit",
+    ] {
+        place.sh(own);
+        let before = place.sh("find a elsewhere");
+        let said = refused();
+        assert!(said.contains(".plyfs-commit in the target is") && said.contains("rename it"), "{said}");
+        assert_eq!(place.sh("find a elsewhere"), before, "{own}");
+        place.sh("rm -r a/.plyfs-commit");
+    }
+    place.sh("mkdir a/.plyfs-commit");
+    place.run(&arguments);
+    assert_eq!(place.read("a/f"), "x");
+}
+
+#[test]
+fn a_commit_that_cannot_be_finished_because_its_upper_is_gone_says_so() {
+    let place = Place::new();
+    place.write("upper/f", "x");
+    place.sh("mkdir -p a/.plyfs-commit; ln -s '1:2:3 /no/such/upper' a/.plyfs-commit/upper");
+    let arguments = ["commit", "upper", "--onto", "a", "--yes", "--ignore-owner"];
+    let said = common::fail(place.plyfs(&arguments).stdout(std::process::Stdio::null()));
+    assert!(
+        said.contains("/no/such/upper to this directory was interrupted, and that upper is gone"),
+        "{said}"
+    );
+    place.sh("rm -r a/.plyfs-commit");
+    place.run(&arguments);
+}

@@ -4,7 +4,9 @@
 //! that a commit that was interrupted finds it again; beside it two symbolic links that lead nowhere say whose commit it
 //! is and how far it came. Every change of the target goes through here or passes a fault point of [`Stage::point`].
 
+use std::ffi::OsStr;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use plyfs_format::{Name, NameBuf};
@@ -54,7 +56,10 @@ impl Stage {
             Err(error) => return Err(Failure::new(format!("cannot write to the target: {error}"))),
         }
         let describe = || String::from_utf8_lossy(NAME).into_owned();
-        let dir = target.child_mut(name).context(describe)?;
+        let dir = match target.child_mut(name) {
+            Err(Errno::NOTDIR | Errno::LOOP) => return Err(foreign("no directory")),
+            other => other.context(describe)?,
+        };
         let lock = dir.reopen().context(describe)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             Failure::new("another plyfs commit is working on this directory; wait until it is done")
@@ -78,20 +83,20 @@ impl Stage {
         let shown = shown.get(..PATH_SHOWN).unwrap_or(shown);
         let text = [owner.identity.as_bytes(), b" ", shown].concat();
         let found = match self.dir.readlink(constant(OWNER)?) {
-            Err(Errno::NOENT) => {
+            // The mark is the first thing made here, and the last that goes.
+            Err(Errno::NOENT) if names(&self.dir).context(describe)?.is_empty() => {
                 self.say(OWNER, &text).context(describe)?;
                 return Ok(());
             }
+            Err(Errno::NOENT | Errno::INVAL) => return Err(foreign("not made by a commit")),
             found => found.context(describe)?,
         };
         let mut words = found.splitn(2, |byte| *byte == b' ');
-        if words.next() == Some(owner.identity.as_bytes()) {
-            return Ok(());
+        match (words.next(), words.next()) {
+            (Some(identity), _) if identity == owner.identity.as_bytes() => Ok(()),
+            (Some(_), Some(other)) => Err(interrupted(Path::new(OsStr::from_bytes(other)))),
+            _ => Err(foreign("not made by a commit")),
         }
-        let other = String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned();
-        Err(Failure::new(format!(
-            "a commit of {other} to this directory was interrupted; finish that one first: plyfs commit {other} --onto …"
-        )))
     }
 
     /// Makes a mark, on the medium when it returns.
@@ -246,6 +251,27 @@ impl Stage {
         self.point("finish").context(describe)?;
         remove(target, constant(NAME)?).context(describe)
     }
+}
+
+/// The refusal of a place that is somebody's own.
+fn foreign(why: &str) -> Failure {
+    let name = String::from_utf8_lossy(NAME);
+    Failure::new(format!("{name} in the target is {why}, but a commit needs that name; rename it first"))
+}
+
+/// The refusal of a place that another upper's commit has left.
+fn interrupted(other: &Path) -> Failure {
+    let begun = format!("a commit of {} to this directory was interrupted", other.display());
+    if other.symlink_metadata().is_ok() {
+        let other = other.display();
+        return Failure::new(format!("{begun}; finish that one first: plyfs commit {other} --onto …"));
+    }
+    let name = String::from_utf8_lossy(NAME);
+    Failure::new(format!(
+        "{begun}, and that upper is gone; take out of {name} in the target what you need ({moved}*: what waits for its \
+         new name), then remove it",
+        moved = String::from_utf8_lossy(MOVED)
+    ))
 }
 
 /// Whether a commit has left its place in this directory.
