@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Place, as_root, names};
+use common::{Place, as_root, fail, names};
 use plyfs_testkit::compare::{Difference, compare};
 use plyfs_testkit::snapshot::{Clock, Snapshot, View};
 
@@ -264,4 +264,19 @@ fn a_commit_that_cannot_be_finished_because_its_upper_is_gone_says_so() {
     );
     place.sh("rm -r a/.plyfs-commit");
     place.run(&arguments);
+}
+
+#[test]
+fn what_is_mounted_below_a_deleted_directory_is_not_deleted_with_it() {
+    as_root("what_is_mounted_below_a_deleted_directory_is_not_deleted_with_it", |place| {
+        place.sh("mkdir -p t/dir/mnt u; touch u/.wh.dir; mount -t tmpfs none t/dir/mnt; echo x > t/dir/mnt/precious");
+        for _ in 0..2 {
+            let said = fail(&mut place.plyfs(&["commit", "u", "--onto", "t", "--yes"]));
+            assert!(said.contains("/dir: ") && said.contains("busy"), "{said}");
+            assert_eq!(place.read("t/dir/mnt/precious"), "x\n");
+        }
+        place.sh("umount t/dir/mnt");
+        place.run(&["commit", "u", "--onto", "t", "--yes"]);
+        assert!(names(&place.at("t")).is_empty());
+    });
 }

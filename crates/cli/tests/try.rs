@@ -384,3 +384,13 @@ fn a_view_can_be_made_within_a_view() {
         assert_eq!(text(&output.stdout), "gone\nthere\n", "{who:?}: {}", text(&output.stderr));
     });
 }
+
+#[test]
+fn the_command_gets_no_descriptor_of_the_machine_but_the_standard_ones() {
+    as_root("the_command_gets_no_descriptor_of_the_machine_but_the_standard_ones", |place| {
+        let script = "echo out; for fd in 3 9; do echo x > /proc/self/fd/$fd/escaped; done";
+        let said = place.sh(&format!("exec 3<. 9<.; {PLYFS} try -q -- sh -c '{script}' 2> said || true; ls"));
+        assert_eq!(said.lines().next(), Some("out"), "{said} {}", place.read("said"));
+        assert!(!said.contains("escaped"), "{said}");
+    });
+}

@@ -61,6 +61,15 @@ pub fn memfd(name: &str) -> Result<OwnedFd> {
     rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
 }
 
+/// Closes every descriptor from `first` on when another program is executed (close_range(2) with `CLOSE_RANGE_CLOEXEC`).
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    // SAFETY: only flags of descriptors change; nothing is closed here.
+    raw::check(unsafe {
+        libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    })
+    .map(drop)
+}
+
 /// Whether other processes of the user may trace this one and read its `/proc` files (`PR_SET_DUMPABLE`). The kernel
 /// clears it when a thread changes its file system ids.
 pub fn set_dumpable(dumpable: bool) -> Result<()> {

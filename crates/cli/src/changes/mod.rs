@@ -3,6 +3,7 @@
 //! The upper is read as it lies there, the lowers through the engine, which knows every form of whiteout and redirect. The
 //! work is in proportion to the upper: a lower directory is listed only where the upper replaces it. Nothing is changed.
 
+pub mod applied;
 mod compare;
 mod lower;
 mod print;

@@ -1,14 +1,17 @@
 //! An upper directory as it lies on disk: what each entry means. The kernel's forms and those of layers that were written
 //! under a FUSE mount program are read alike.
 
+use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::rc::Rc;
 
 use plyfs_format::{
     Name, NameBuf, Namespace, OciName, Opaque, Origin, Private, Redirect, RelPath, origin::Parsed, xattr,
 };
 use plyfs_sys::{Dir, FileKind, Stat, creds};
 
+use crate::changes::applied;
 use crate::failure::{Context, Failure, Outcome};
 
 /// A directory of an upper.
@@ -20,6 +23,8 @@ pub struct UpperDir {
     pub path: RelPath,
     /// Where private attributes live.
     pub namespace: Namespace,
+    /// The directory over which it is looked at, as [`applied::identity`] tells it: what was renamed there lies where it is.
+    over: Option<Rc<str>>,
 }
 
 /// What an entry means. Markers that say something of the directory itself are no entries.
@@ -56,14 +61,20 @@ impl UpperDir {
             (false, false) if creds::has_cap_sys_admin_init() => Namespace::Trusted,
             (false, false) => Namespace::User,
         };
-        Ok(Self { dir, path: RelPath::root(), namespace })
+        Ok(Self { dir, path: RelPath::root(), namespace, over: None })
+    }
+
+    /// Opens an upper to compare it with, or to apply it to, the directory `lower`.
+    pub fn open_over(path: &Path, lower: &Dir) -> Outcome<Self> {
+        let over = applied::identity(lower).context(|| "the directory below cannot be told from others")?;
+        Ok(Self { over: Some(over.into()), ..Self::open_root(path)? })
     }
 
     /// A subdirectory.
     pub fn child(&self, name: Name<'_>) -> Outcome<Self> {
         let path = self.path.join(name);
         let dir = self.dir.child_dir(name).context(|| format!("upper: /{path}"))?;
-        Ok(Self { dir, path, namespace: self.namespace })
+        Ok(Self { dir, path, namespace: self.namespace, over: self.over.clone() })
     }
 
     /// The entries, sorted by name.
@@ -110,7 +121,17 @@ impl UpperDir {
             return Ok(None);
         };
         let path = self.path.join(name);
+        if self.was_renamed(name, &value)? {
+            return Ok(Some(Redirect::Absolute(path)));
+        }
         Redirect::parse(&value).map(Some).context(|| format!("upper: /{path}"))
+    }
+
+    /// Whether a commit has renamed an entry in the directory below already.
+    fn was_renamed(&self, name: Name<'_>, redirect: &[u8]) -> Outcome<bool> {
+        let Some(over) = &self.over else { return Ok(false) };
+        let mark = self.attribute(name, applied::attribute(self.namespace))?;
+        Ok(mark.is_some_and(|mark| mark == applied::mark(over, redirect)))
     }
 
     /// Whether an entry has metadata only, its data being that of its lower.
@@ -128,7 +149,10 @@ impl UpperDir {
     }
 
     fn private(&self, name: Name<'_>, private: Private) -> Outcome<Option<Vec<u8>>> {
-        let attr = self.namespace.name(private);
+        self.attribute(name, self.namespace.name(private))
+    }
+
+    fn attribute(&self, name: Name<'_>, attr: &CStr) -> Outcome<Option<Vec<u8>>> {
         self.dir.get_xattr(name, attr).context(|| format!("upper: /{}", self.path.join(name)))
     }
 }

@@ -1,21 +1,28 @@
 //! The walk over an upper that reports each difference once, a directory before what is in it, in the order of names.
 
 use plyfs_format::{Name, NameBuf, RelPath};
-use plyfs_sys::{FileKind, Stat};
+use plyfs_sys::{Dir, FileKind, Stat};
 
 use crate::changes::compare::Pair;
 use crate::changes::lower::{Found, Lower};
 use crate::changes::renames::{self, Renames};
 use crate::changes::upper::{Item, UpperDir};
 use crate::changes::{Aspect, Change, Comparison, Kind};
-use crate::failure::Outcome;
+use crate::failure::{Context, Outcome};
 
 /// Receives the differences.
 pub type Sink<'a> = dyn FnMut(Change) -> Outcome<()> + 'a;
 
 /// Reports every difference. The upper's own root directory is not compared: it is made by whoever mounts.
 pub fn walk(comparison: &Comparison, sink: &mut Sink<'_>) -> Outcome<()> {
-    let upper = UpperDir::open_root(&comparison.upper)?;
+    let upper = match comparison.lowers.as_slice() {
+        // To one directory it may have been applied.
+        [only] => {
+            let lower = Dir::open_root(only).context(|| only.display().to_string())?;
+            UpperDir::open_over(&comparison.upper, &lower)?
+        }
+        _ => UpperDir::open_root(&comparison.upper)?,
+    };
     let lower = Lower::open(&comparison.lowers, upper.namespace)?;
     let renames = renames::find(&upper, &lower)?;
     let root = lower.root()?;

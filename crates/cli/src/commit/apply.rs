@@ -2,7 +2,7 @@
 //!
 //! Everything is prepared beside its name and moved there by one rename, its data being on the medium, so that each name
 //! has its old or its new content whenever the power fails; a commit that was interrupted is finished by running it
-//! again (`progress.rs`). Only directory descriptors are used and no symbolic link is followed: nothing outside the target is touched,
+//! again (`stage.rs`). Only directory descriptors are used and no symbolic link is followed: nothing outside the target is touched,
 //! whatever the upper and the target contain and whoever changes them meanwhile.
 
 use std::collections::HashMap;
@@ -11,36 +11,34 @@ use std::path::Path;
 use plyfs_format::{Name, NameBuf, RelPath};
 use plyfs_sys::{Dir, DirMut, Errno, Faults, File, FileKind, OFlags, Stat};
 
-use crate::changes::{Item, UpperDir, Visitor, redirected};
+use crate::changes::{Item, UpperDir, Visitor, applied, redirected};
 use crate::commit::meta::Owners;
 use crate::commit::stage::{self, Owner, Stage};
-use crate::commit::{guard, meta, progress};
+use crate::commit::{guard, meta};
 use crate::failure::{Context, Failure, Outcome};
 
-/// Applies the upper at `path` to the directory at `onto`, or finishes doing so. An upper that was applied to it already,
-/// to the end, is not applied again.
+/// Applies the upper at `path` to the directory at `onto`, or finishes doing so. What it has renamed there before is not
+/// renamed again.
 pub fn apply(path: &Path, onto: &Path, ignore_owner: bool, faults: &Faults) -> Outcome<()> {
     let target = DirMut::open_root(onto).context(|| onto.display().to_string())?;
-    let upper = UpperDir::open_root(path)?;
-    let identity = progress::identity(&upper.dir).context(|| path.display().to_string())?;
+    let upper = UpperDir::open_over(path, &target)?;
+    let identity = applied::identity(&upper.dir).context(|| path.display().to_string())?;
     let root = guard::inode(&target).context(|| onto.display().to_string())?;
     let renamed = renamed(&upper, &mut |directory| {
         let found = guard::inode(&directory.dir).context(|| format!("upper: /{}", directory.path))?;
         if found == root { Err(guard::overlap(path, onto)) } else { Ok(()) }
     })?;
     let stage = Stage::open(&target, Owner { identity: &identity, path }, faults)?;
-    if progress::is_done(&upper, &target)? {
-        return stage.finish(&target);
-    }
     let moves = take_renamed(renamed, &target, &stage)?;
-    let renames = !moves.is_empty();
+    let renamed: Vec<RelPath> = moves.keys().cloned().collect();
     let mut apply = Apply { stage, moves, links: HashMap::new(), ignore_owner };
     apply.directory(&upper, &target, false)?;
     let stage = apply.stage;
     target.sync_filesystem().context(|| "cannot write the target to the medium")?;
-    if renames {
+    if !renamed.is_empty() {
         stage.point("done").context(|| "cannot finish")?;
-        progress::mark_done(path, upper.namespace, &target)?;
+        let identity = applied::identity(&target).context(|| onto.display().to_string())?;
+        applied::say(path, &upper, &identity, &renamed)?;
     }
     stage.finish(&target)?;
     target.sync().context(|| "cannot write the target to the medium")
@@ -330,9 +328,12 @@ mod tests {
         /// The upper as it was before anything was applied.
         fn unmark(&self) {
             let upper = DirMut::open_root(&self.at("upper")).unwrap();
-            match upper.remove_own_xattr(c"user.overlay.plyfs.committed") {
-                Ok(()) | Err(Errno::NODATA) => {}
-                Err(error) => panic!("{error}"),
+            for name in ["swap1", "swap2", "dir2", "sub", "chain2"] {
+                let name = Name::new(name.as_bytes()).unwrap();
+                match upper.remove_xattr(name, c"user.overlay.plyfs.committed") {
+                    Ok(()) | Err(Errno::NODATA) => {}
+                    Err(error) => panic!("{error}"),
+                }
             }
         }
 
@@ -426,6 +427,15 @@ mod tests {
         let (place, applied) = fresh();
         place.apply(&Faults::new()).unwrap();
         assert_eq!(place.target(), applied, "what was exchanged stays so");
+        place.write("upper/swap1/later", "l");
+        place.write("upper/.wh.opaque", "");
+        std::fs::remove_dir_all(place.at("upper/opaque")).unwrap();
+        place.apply(&Faults::new()).unwrap();
+        let later = place.target();
+        assert_eq!(later.get(&place.at("target/swap1/later")).map(String::as_str), Some("l"));
+        assert_eq!(later.get(&place.at("target/swap1/two")).map(String::as_str), Some("2"));
+        assert!(!later.contains_key(&place.at("target/opaque")), "what is done later is applied, too");
+        let (place, applied) = fresh();
         std::fs::rename(place.at("target"), place.at("first")).unwrap();
         place.make_target();
         place.apply(&Faults::new()).unwrap();

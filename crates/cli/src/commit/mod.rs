@@ -4,7 +4,6 @@
 mod apply;
 mod guard;
 mod meta;
-mod progress;
 mod stage;
 
 use std::io::{BufRead, IsTerminal, Write};
@@ -13,7 +12,7 @@ use plyfs_sys::{Dir, Faults};
 use serde_json::json;
 
 use crate::args::CommitArgs;
-use crate::changes::{self, Comparison, UpperDir};
+use crate::changes::{self, Comparison};
 use crate::failure::{Context, Failure, Outcome};
 use crate::paint::Paint;
 
@@ -24,12 +23,8 @@ pub fn run(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
     }
     // Held to the end.
     let _lock = guard::check(args)?;
-    let (done, left) = progress(args)?;
-    if done && !left {
-        return already(args, out);
-    }
-    // What is to be finished was shown, and agreed to, when it was begun; half done it would look strange.
-    let count = if done { 0 } else { show(args, out)? };
+    let left = is_left(args)?;
+    let count = show(args, out)?;
     if args.dry_run || (count == 0 && !left) {
         return summary(args, count, out);
     }
@@ -40,22 +35,10 @@ pub fn run(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
     summary(args, count, out)
 }
 
-/// Whether the upper was applied to the end, and whether an interrupted commit has left something to do.
-fn progress(args: &CommitArgs) -> Outcome<(bool, bool)> {
-    let upper = UpperDir::open_root(&args.upper)?;
+/// Whether an interrupted commit has left something to do.
+fn is_left(args: &CommitArgs) -> Outcome<bool> {
     let target = Dir::open_root(&args.onto).context(|| args.onto.display().to_string())?;
-    Ok((progress::is_done(&upper, &target)?, stage::is_left(&target)?))
-}
-
-fn already(args: &CommitArgs, out: &mut dyn Write) -> Outcome<()> {
-    let (upper, onto) = (args.upper.display(), args.onto.display());
-    if args.json {
-        let onto = args.onto.to_string_lossy();
-        writeln!(out, "{}", json!({"applied": true, "changes": 0, "onto": onto}))?;
-    } else {
-        writeln!(out, "{upper} was applied to {onto} before; it is not needed any more")?;
-    }
-    Ok(())
+    stage::is_left(&target)
 }
 
 /// Prints the changes and returns their number.

@@ -30,7 +30,7 @@ const PATH_SHOWN: usize = 3000;
 /// Whose commit it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
-    /// What tells the upper from others ([`identity`](super::progress::identity)).
+    /// What tells the upper from others ([`identity`](crate::changes::applied::identity)).
     pub identity: &'a str,
     /// Where it is, for people.
     pub path: &'a Path,
@@ -190,6 +190,10 @@ impl Stage {
     /// Removes a name and all below it: first the name, at once, then what had it.
     pub fn take_away(&self, from: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
         let away = Name::new(b"away").map_err(|_| Errno::INVAL)?;
+        if holds_mount(from, name)? {
+            // What is mounted below is no part of what was deleted, and would be in the way for ever.
+            return Err(Errno::BUSY);
+        }
         self.point("take away")?;
         match from.rename(name, &self.dir, away, RenameFlags::empty()) {
             Ok(()) => self.point("remove").and_then(|()| remove(&self.dir, away)),
@@ -279,13 +283,38 @@ pub fn is_left(target: &Dir) -> Outcome<bool> {
     Ok(target.stat_at(constant(NAME)?).is_ok())
 }
 
-/// Removes an entry and all below it, following no symbolic link.
+/// Whether something is mounted on an entry or below it.
+fn holds_mount(dir: &DirMut, name: Name<'_>) -> plyfs_sys::Result<bool> {
+    let child = match dir.stat_at(name) {
+        Ok(stat) if stat.is_dir() => dir.child_mut(name)?,
+        Ok(_) | Err(Errno::NOENT) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if is_mounted(dir, &child)? {
+        return Ok(true);
+    }
+    for inside in names(&child)? {
+        if holds_mount(&child, inside.as_name())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_mounted(parent: &DirMut, child: &DirMut) -> plyfs_sys::Result<bool> {
+    Ok(child.stat()?.mount_id != parent.stat()?.mount_id)
+}
+
+/// Removes an entry and all below it, following no symbolic link and entering no other mount (`EBUSY`).
 fn remove(dir: &DirMut, name: Name<'_>) -> plyfs_sys::Result<()> {
     match dir.unlink(name) {
         Err(Errno::ISDIR | Errno::PERM) => {}
         other => return other,
     }
     let child = dir.child_mut(name)?;
+    if is_mounted(dir, &child)? {
+        return Err(Errno::BUSY);
+    }
     for inside in names(&child)? {
         remove(&child, inside.as_name())?;
     }

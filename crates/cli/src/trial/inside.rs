@@ -77,6 +77,8 @@ fn start(args: &StageArgs) -> Outcome<u32> {
     let (program, rest) =
         args.trial.command.split_first().ok_or_else(|| Failure::usage("inside: no command"))?;
     let start = args.start.as_deref().filter(|start| start.is_dir()).unwrap_or(Path::new("/"));
+    // Through a directory that the caller has open the command could write to the machine.
+    process::close_on_exec_from(3).context(|| "cannot keep descriptors from the command")?;
     let mut command = Command::new(program);
     command.args(rest).current_dir(start).env("PWD", start);
     let arg0 = program.clone();
