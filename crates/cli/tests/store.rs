@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use common::{PLYFS, Place, as_root};
+use plyfs_testkit::sandbox;
 
 struct Shell {
     dir: tempfile::TempDir,
@@ -121,4 +126,44 @@ fn every_listing_has_json() {
     for key in ["LowerDir", "UpperDir", "WorkDir", "MergedDir"] {
         assert!(v[0]["GraphDriver"]["Data"][key].as_str().is_some_and(|p| p.contains("overlay2")), "{key}");
     }
+}
+
+/// Runs a shell script as a user who is not root, with `$P` for `plyfs --root R --backend fuse`; its standard output.
+fn as_user(place: &Place, script: &str) -> String {
+    let out = Command::new("setpriv")
+        // daemon, whom every machine has: fusermount3 serves nobody without a name.
+        .args(["--reuid=1", "--regid=1", "--clear-groups", "sh", "-ec", script])
+        .current_dir(place.at(""))
+        .env("P", format!("{PLYFS} --root R --backend fuse"))
+        .env_remove("XDG_RUNTIME_DIR")
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn without_root_a_container_belongs_to_the_user_who_is_its_root() {
+    as_root("without_root_a_container_belongs_to_the_user_who_is_its_root", |place| {
+        place.dirs(&["scratch", "root/bin", "root/etc", "root/proc", "root/dev", "root/sys"]);
+        sandbox::open_fuse_to_all(&place.at("scratch")).unwrap();
+        place.sh("echo f > root/etc/f; chmod 777 .; tar -C root --numeric-owner -cf r.tar .");
+        as_user(place, "$P import r.tar base:1; $P create base:1 c1");
+        as_user(place, "M=$($P mount c1); echo changed > $M/etc/f; mkdir $M/new; $P umount c1");
+        assert_eq!(as_user(place, "$P diff c1"), "C /etc\nC /etc/f\nA /new\n");
+
+        let has = |paths: &[&str]| paths.iter().any(|path| Path::new(path).exists());
+        if !has(&["/bin/busybox"]) || !has(&["/usr/bin/crun", "/usr/sbin/runc", "/usr/bin/runc"]) {
+            eprintln!("run is not tried: needs /bin/busybox, and crun or runc");
+            return;
+        }
+        place.sh("cp /bin/busybox root/bin; tar -C root --numeric-owner -cf box.tar .");
+        as_user(place, "$P import box.tar box:1");
+        let inside = "$B stat -c '%u:%g' /etc/f; echo changed > /etc/f; echo new > /new; $B cat /etc/f /new";
+        let said = as_user(
+            place,
+            &format!("$P run --rm box:1 /bin/busybox sh -ec \"{}\"", inside.replace("$B", "/bin/busybox")),
+        );
+        assert_eq!(said, "0:0\nchanged\nnew\n");
+    });
 }

@@ -194,7 +194,8 @@ impl Store {
     fn mount_fuse(&self, c: &Container) -> Result<()> {
         let program = self.fuse_program()?;
         let mut cmd = Command::new(&program);
-        cmd.arg("-o").arg(self.overlay_options(c)?).arg(self.merged(c)).current_dir(self.layout.overlay2());
+        let options = format!("{}{}", self.overlay_options(c)?, self.one_owner());
+        cmd.arg("-o").arg(options).arg(self.merged(c)).current_dir(self.layout.overlay2());
         run(&mut cmd)?;
         match mounted_type(&self.merged(c))? {
             Some(_) => Ok(()),
@@ -203,6 +204,16 @@ impl Store {
                 why: "exited without mounting".into(),
             }),
         }
+    }
+
+    /// To a user everything is shown as the user's own, who is the container's root: the recorded owners would be strangers
+    /// whose files the kernel keeps from being written.
+    fn one_owner(&self) -> String {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if self.ownership == crate::owner::Ownership::Real || uid.is_root() {
+            return String::new();
+        }
+        format!(",squash_to_uid={uid},squash_to_gid={gid}")
     }
 
     fn fuse_program(&self) -> Result<PathBuf> {
