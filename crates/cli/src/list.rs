@@ -1,6 +1,7 @@
 //! `plyfs list`: the plyfs mounts of the mount table, with what their daemons noted about them.
 
 use std::io::Write;
+use std::path::Path;
 
 use plyfs_sys::mountinfo::{self, MountInfo};
 use serde_json::{Value, json};
@@ -32,6 +33,20 @@ pub fn mounted() -> Outcome<Vec<Mounted>> {
 /// A mount, with its daemon's note.
 pub fn with_note(mount: MountInfo) -> Mounted {
     Mounted { note: note_of(&mount, &registry::notes()), mount }
+}
+
+/// The mount that a path leads to. The last in the table need not be it: one that was mounted elsewhere first may have been
+/// moved there since.
+pub fn top(table: Vec<MountInfo>, path: &Path) -> Option<MountInfo> {
+    let mut there: Vec<_> = table.into_iter().filter(|mount| mount.target == path).collect();
+    let seen = plyfs_sys::mount::device_at(path);
+    let seen =
+        seen.ok().and_then(|device| there.iter().rposition(|mount| (mount.major, mount.minor) == device));
+    match seen {
+        Some(place) => Some(there.swap_remove(place)),
+        // A dead daemon's cannot be looked at everywhere.
+        None => there.pop(),
+    }
 }
 
 /// `plyfs list`.

@@ -33,7 +33,7 @@ fn umount_one(target: &Path, lazy: bool) -> Outcome<()> {
     let path = resolve(target)?;
     let shown = target.display();
     let table = mountinfo::read().context(|| "/proc/self/mountinfo")?;
-    let Some(top) = table.into_iter().rfind(|mount| mount.target == path) else {
+    let Some(top) = list::top(table, &path) else {
         return Err(Failure::new(format!(
             "{shown}: no plyfs is mounted here; plyfs list shows where one is"
         )));

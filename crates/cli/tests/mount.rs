@@ -249,3 +249,19 @@ fn who_may_set_it_reads_further_ahead_than_a_fuse_file_system_does_of_itself() {
         assert!((256..=1024).contains(&kib), "{kib}");
     });
 }
+
+#[test]
+fn what_was_moved_over_a_mount_is_not_taken_for_it() {
+    as_root("what_was_moved_over_a_mount_is_not_taken_for_it", |place| {
+        place.sh(
+            "mkdir other; mount -t tmpfs none other; echo x > other/precious; mount --make-private other",
+        );
+        place.mount(&["a"]);
+        place.sh("mount --move other merged");
+        let said = fail(&mut place.plyfs(&["umount", "merged"]));
+        assert!(said.contains("tmpfs"), "{said}");
+        assert_eq!(place.read("merged/precious"), "x\n");
+        place.sh("umount merged");
+        place.umount();
+    });
+}

@@ -142,11 +142,16 @@ impl Overlay {
         let file = self.handle_file(handle)?;
         let open = self.handles.get(handle).ok_or(Errno::BADF)?;
         let Body::Leaf(leaf) = &open.node.body else { return Err(Errno::BADF) };
-        let synced = self.sync_file(&file, datasync);
-        let mut failures = leaf.usage().sync_failures.lock();
-        if let Err(errno) = synced {
+        let usage = leaf.usage();
+        let syncing = usage.syncing.read();
+        if let Err(errno) = self.sync_file(&file, datasync) {
+            let mut failures = usage.sync_failures.lock();
             *failures = SyncFailures { count: failures.count + 1, last: Some(errno) };
         }
+        drop(syncing);
+        // A failure that another sync of the file was told, and this one was not, is to be counted by now.
+        drop(usage.syncing.write());
+        let failures = *usage.sync_failures.lock();
         let told = open.failures_told.swap(failures.count, Ordering::AcqRel);
         failures.last.filter(|_| told != failures.count).map_or(Ok(()), Err)
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use once_cell::race::OnceBox;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use plyfs_format::{NameBuf, Protattr};
 use plyfs_sys::{Errno, File, FileKind};
 use smallvec::SmallVec;
@@ -80,6 +80,8 @@ pub(crate) struct Usage {
     /// Failures to make its data durable. The kernel tells one only once of the file that all handles share; here each
     /// handle is to hear of it.
     pub sync_failures: Mutex<SyncFailures>,
+    /// Read while its data is being synced.
+    pub syncing: RwLock<()>,
 }
 
 /// How often syncing failed, and how the last time.

@@ -76,7 +76,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
 /// like every layer that does.
 pub(crate) fn show(spec: &StackSpec, lowers: &[LowerLayer], upper: Option<&Upper>) -> Assembled<Show> {
     let mut options = spec.options.clone();
-    if (options.uid_mapping.is_some() || options.gid_mapping.is_some()) && has_mapped_mount(spec)? {
+    if (options.uid_mapping.is_some() || options.gid_mapping.is_some()) && has_mapped_mounts(spec)? {
         tracing::info!("uidmapping and gidmapping are left to the idmapped mounts on which lower layers lie");
         (options.uid_mapping, options.gid_mapping) = (None, None);
     }
@@ -101,19 +101,24 @@ pub(crate) fn show(spec: &StackSpec, lowers: &[LowerLayer], upper: Option<&Upper
 
 /// Whether a lower layer lies on an idmapped mount. podman, as root with a user namespace, makes such mounts for a kernel
 /// overlay, with an upper that holds the host's ids, and asks a mount program for the same mapping once more.
-fn has_mapped_mount(spec: &StackSpec) -> Assembled<bool> {
+fn has_mapped_mounts(spec: &StackSpec) -> Assembled<bool> {
     let table = mountinfo::read().map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
         directory_error("mount table", Path::new("/proc/self/mountinfo"), errno)
     })?;
+    let mut mapped = 0;
     for path in &spec.lowers {
         let id = Dir::open_root(path).and_then(|dir| dir.mount_id());
         let id = id.map_err(|errno| directory_error("lowerdir", path, errno))?;
-        if table.iter().any(|mount| mount.id == id && mount.has_option("idmapped")) {
-            return Ok(true);
-        }
+        mapped += usize::from(table.iter().any(|mount| mount.id == id && mount.has_option("idmapped")));
     }
-    Ok(false)
+    if mapped > 0 && mapped < spec.lowers.len() {
+        let lowers = spec.lowers.len();
+        return Err(AssembleError::Options(format!(
+            "uidmapping and gidmapping: {mapped} of {lowers} lower layers lie on idmapped mounts; all of them must, or none"
+        )));
+    }
+    Ok(mapped > 0)
 }
 
 /// Opens the lower layers, topmost first. Where it is allowed each gets a read-only mount of its own, without what is

@@ -27,3 +27,25 @@ fn every_handle_hears_once_of_a_failure_and_a_later_one_hears_nothing_of_it() {
     assert_eq!(overlay.fsync(other, true), Err(Errno::NOSPC));
     assert_eq!(overlay.fsync(other, true), Ok(()));
 }
+
+#[test]
+fn of_many_that_sync_at_once_every_handle_hears_of_the_one_failure() {
+    let stack = Stack::new(1);
+    stack.file("u/f", "x");
+    for round in 1..=40 {
+        let faults = Faults::new();
+        let overlay = stack.open_with("", &Settings { faults: faults.clone(), ..Settings::default() });
+        let node = walk(&overlay, "f").unwrap();
+        let handles: Vec<_> =
+            (0..4).map(|_| overlay.open(&me(), node, O_RDWR, false).unwrap().handle).collect();
+        faults.arm(1 + round % 4, Action::Fail(Errno::IO));
+        let heard = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                handles.iter().map(|handle| scope.spawn(|| overlay.fsync(*handle, false).is_err())).collect();
+            threads.into_iter().map(|thread| u32::from(thread.join().unwrap())).sum::<u32>()
+        });
+        // Who had ended before the failure hears of it at the next sync.
+        let later = handles.iter().filter(|handle| overlay.fsync(**handle, false).is_err()).count();
+        assert_eq!(heard as usize + later, handles.len(), "round {round}");
+    }
+}

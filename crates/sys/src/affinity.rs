@@ -168,7 +168,8 @@ mod tests {
         });
         let tid = told.recv().expect("tid");
         while !blocked.is_finished() {
-            interrupt(tid).expect("tgkill");
+            // It may end between the two.
+            assert!(matches!(interrupt(tid), Ok(()) | Err(Errno::SRCH)));
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         assert_eq!(blocked.join().expect("thread"), Err(Errno::INTR));

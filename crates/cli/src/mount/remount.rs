@@ -15,7 +15,7 @@ pub fn remount(target: &Path, wanted: &MountFlags) -> Outcome<()> {
     let shown = target.display();
     let path = std::fs::canonicalize(target).context(|| format!("{shown}: cannot find it"))?;
     let table = mountinfo::read().context(|| "/proc/self/mountinfo")?;
-    let top = table.into_iter().rfind(|mount| mount.target == path);
+    let top = list::top(table, &path);
     let Some(top) = top.filter(|mount| mount.fstype == list::FSTYPE) else {
         return Err(Failure::new(format!("{shown}: no plyfs is mounted here, so none can be remounted")));
     };
