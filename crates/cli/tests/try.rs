@@ -394,3 +394,26 @@ fn the_command_gets_no_descriptor_of_the_machine_but_the_standard_ones() {
         assert!(!said.contains("escaped"), "{said}");
     });
 }
+
+#[test]
+fn what_a_user_with_subordinate_ids_keeps_stays_the_users_own() {
+    as_root("what_a_user_with_subordinate_ids_keeps_stays_the_users_own", |place| {
+        let there =
+            "command -v newuidmap newgidmap > /dev/null && test -f /etc/subuid -a -f /etc/subgid && echo yes";
+        if place.sh(&format!("{there} || true")) != "yes\n" {
+            eprintln!("skipped: newuidmap, /etc/subuid or /etc/subgid is missing");
+            return;
+        }
+        place.dirs(&["scratch", "state", "open"]);
+        sandbox::open_fuse_to_all(&place.at("scratch")).unwrap();
+        place.sh("chmod 777 . state open
+            (cat /etc/passwd; echo plyfs-test:x:4321:4321::/:/bin/sh) > scratch/passwd
+            (cat /etc/group; echo plyfs-test:x:4321:) > scratch/group
+            echo plyfs-test:100000:65536 | tee scratch/subuid > scratch/subgid
+            for name in passwd group subuid subgid; do mount --bind scratch/$name /etc/$name; done");
+        let arguments = ["try", "-q", "--keep", "open/kept", "--", "cat", "/proc/self/uid_map"];
+        let map = text(&succeed(&mut plyfs(Who::User, place, &arguments)).stdout);
+        assert!(map.contains("65536"), "subordinate ids are not used: {map}");
+        assert_eq!(place.sh("stat -c %u:%g open/kept"), "4321:4321\n");
+    });
+}

@@ -40,12 +40,14 @@ pub fn build(root: &Path, frame: &Path, holes: &[(PathBuf, Hole)], namespace: Na
 }
 
 /// Gives an upper that is new the attributes of what it lies over: its root is the root of the union.
-pub fn begin_upper(root: &Path, upper: &Path) -> Outcome<()> {
+/// `user`: made in a user namespace, it stays the user's, as whom the namespace's root acts; the owner of a root that has no
+/// id there would be one of his subordinate ids, and the upper not his own any more.
+pub fn begin_upper(root: &Path, upper: &Path, user: bool) -> Outcome<()> {
     let describe = || format!("{}: cannot prepare it", upper.display());
     let made = DirMut::open_root(upper).context(describe)?;
     if made.list().and_then(|mut list| list.is_empty()).context(describe)? {
         let original = Dir::open_root(root).context(|| root.display().to_string())?;
-        imitate(&original, &made).context(describe)?;
+        imitate(&original, &made, !user).context(describe)?;
     }
     Ok(())
 }
@@ -116,7 +118,7 @@ impl Builder {
         for way in self.ways.iter().rev() {
             let made = self.top.open_dir_mut(way)?;
             match self.lower.open_dir(way) {
-                Ok(original) => imitate(&original, &made)?,
+                Ok(original) => imitate(&original, &made, true)?,
                 // Only what the view adds (a /proc where there was none) lies in a directory that does not exist.
                 Err(Errno::NOENT) => made.chmod_self(0o755)?,
                 Err(error) => return Err(error),
@@ -130,10 +132,12 @@ impl Builder {
 const CHARACTER_DEVICE: u32 = 0o020_000;
 const REGULAR_FILE: u32 = 0o100_444;
 
-/// Copies owner, mode, attributes and times. In a user namespace most owners and some attributes cannot be had.
-fn imitate(original: &Dir, made: &DirMut) -> plyfs_sys::Result<()> {
+/// Copies the owner if so asked, mode, attributes and times. In a user namespace most owners and some attributes cannot be had.
+fn imitate(original: &Dir, made: &DirMut, owner: bool) -> plyfs_sys::Result<()> {
     let stat = original.stat()?;
-    forgive(made.chown_self(Some(stat.uid), Some(stat.gid)))?;
+    if owner {
+        forgive(made.chown_self(Some(stat.uid), Some(stat.gid)))?;
+    }
     let names = original.list_own_xattrs().or_else(|error| forgive(Err(error)).map(|()| Vec::new()))?;
     for name in names.split_inclusive(|byte| *byte == 0) {
         let overlays = [Namespace::Trusted, Namespace::User];

@@ -155,7 +155,7 @@ impl<'a> Trial<'a> {
         let namespace = if creds::has_cap_sys_admin_init() { Namespace::Trusted } else { Namespace::User };
         let frame = self.session.make(format!("{number}/frame"))?;
         frame::build(&layer.path, &frame, &self.holes(number), namespace)?;
-        frame::begin_upper(&layer.path, &layer.upper.upper)?;
+        frame::begin_upper(&layer.path, &layer.upper.upper, self.user)?;
         let mut options = Options {
             userxattr: namespace == Namespace::User,
             redirect_dir: Some(RedirectDir::On),
