@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use common::{PLYFS, Place, as_root, names, succeed, text, wait_until};
+use plyfs_testkit::need::{self, Need};
 use plyfs_testkit::sandbox;
 
 /// Root, or a user whom the machine knows nothing of.
@@ -325,6 +326,140 @@ fn the_changes_can_be_had_as_json() {
 fn the_command_cannot_type_into_the_terminal_and_keeps_job_control() {
     for_both("the_command_cannot_type_into_the_terminal_and_keeps_job_control", |who, place| {
         // 0x5412 is TIOCSTI. `script` gives the view a terminal; a shell with job control complains without one.
+        if !need::met(&[Need::Tool("script"), Need::Tool("perl")]) {
+            return;
+        }
+        // EPERM is 1.
+        place.write(
+            "type.pl",
+            "print ioctl(STDIN, 0x5412, 'x') ? 'TYPED' : $! == 1 ? 'refused' : $!, qq{\n};",
+        );
+        let (state, here) = (place.at("state"), place.at(""));
+        let script = format!(
+            "ls -A {}; cd {} && find . -type f | wc -l && cp -r open /tmp/copy && mkdir sub && cp -r /tmp/copy sub",
+            state.display(),
+            here.display()
+        );
+        let arguments = ["10", PLYFS, "try", "--keep", "open/kept", "-q", "--", "sh", "-c", &script];
+        let mut command = plyfs(who, place, &[]);
+        let mut timed = Command::new(command.get_program());
+        if who == Who::User {
+            timed.args(["--reuid=4321", "--regid=4321", "--clear-groups", "timeout"]);
+        } else {
+            timed = Command::new("timeout");
+        }
+        command = timed;
+        command.args(arguments).current_dir(place.at("")).env("XDG_STATE_HOME", place.at("state"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{who:?}: {output:?}");
+        let lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+        assert_eq!(lines.len(), 1, "the state directory is empty in the view: {lines:?}");
+        place.sh("rm -rf open/kept*");
+    });
+}
+
+#[test]
+fn what_is_kept_is_there_in_the_next_view_and_can_be_committed() {
+    for_both("what_is_kept_is_there_in_the_next_view_and_can_be_committed", |who, place| {
+        place.sh("mkdir -p open/target; echo old > open/target/f; chmod -R 777 open");
+        let first = [
+            "try",
+            "--keep",
+            "open/kept",
+            "--",
+            "sh",
+            "-c",
+            "echo new > open/target/f; mkdir open/target/dir",
+        ];
+        let output = succeed(&mut plyfs(who, place, &first));
+        assert!(text(&output.stderr).contains("plyfs commit"), "{}", text(&output.stderr));
+        assert_eq!(place.read("open/target/f"), "old\n");
+        let second = ["try", "-q", "--keep", "open/kept", "--", "cat", "open/target/f"];
+        assert_eq!(text(&succeed(&mut plyfs(who, place, &second)).stdout), "new\n");
+        let kept = format!("open/kept{}", place.at("open/target").display());
+        let arguments = ["commit", &kept, "--onto", "open/target", "--yes", "--ignore-owner"];
+        succeed(&mut plyfs(who, place, &arguments));
+        assert_eq!(place.read("open/target/f"), "new\n");
+        assert!(place.at("open/target/dir").is_dir());
+        assert_eq!(names(&place.at("open")), ["kept", "target"], "no work directory is left");
+        place.sh("rm -rf open/*");
+    });
+}
+
+#[test]
+fn another_directory_is_shown_in_its_place_or_as_the_root_if_it_is_one() {
+    for_both("another_directory_is_shown_in_its_place_or_as_the_root_if_it_is_one", |who, place| {
+        place.sh("mkdir -p open/data open/root/bin open/root/etc; echo d > open/data/f; echo inner > open/root/etc/name
+                  cp $(which busybox) open/root/bin/sh; chmod -R 777 open");
+        let output = succeed(&mut plyfs(
+            who,
+            place,
+            &["try", "--lower", "open/data", "--", "sh", "-c", "pwd; echo e > f; ls"],
+        ));
+        assert_eq!(text(&output.stdout), format!("{}\nf\n", place.at("open/data").display()));
+        assert!(text(&output.stderr).contains("M f 2 B"), "{}", text(&output.stderr));
+        assert_eq!(place.read("open/data/f"), "d\n");
+        let script = "read line < /etc/name; echo $line; echo outer > /etc/name; test -e /proc/self && test -c /dev/null && echo there";
+        let output =
+            succeed(&mut plyfs(who, place, &["try", "--lower", "open/root", "--", "sh", "-c", script]));
+        assert_eq!(text(&output.stdout), "inner\nthere\n");
+        assert_eq!(place.read("open/root/etc/name"), "inner\n");
+        assert_eq!(names(&place.at("open/root")), ["bin", "etc"]);
+        place.sh("rm -rf open/*");
+    });
+}
+
+#[test]
+fn a_view_that_is_told_to_end_or_is_killed_leaves_nothing() {
+    for_both("a_view_that_is_told_to_end_or_is_killed_leaves_nothing", |who, place| {
+        for signal in ["TERM", "INT", "HUP", "KILL"] {
+            let mut child = start_sleeping(who, place);
+            place.sh(&format!("kill -{signal} {}", child.id()));
+            child.wait().unwrap();
+            wait_until("the view is gone", || names(&place.at("state")).is_empty());
+            wait_until("its processes are gone", || {
+                processes("plyfs try-stage").is_empty() && processes("sleep 100").is_empty()
+            });
+        }
+    });
+}
+
+#[test]
+fn what_a_killed_supervisor_left_is_removed_by_the_next_view() {
+    for_both("what_a_killed_supervisor_left_is_removed_by_the_next_view", |who, place| {
+        let mut child = start_sleeping(who, place);
+        for pid in processes("plyfs try-stage supervise") {
+            place.sh(&format!("kill -KILL {pid}"));
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(137));
+        wait_until("the command has ended with it", || processes("sleep 100").is_empty());
+        assert_eq!(names(&place.at("state")).len(), 1);
+        succeed(&mut plyfs(who, place, &["try", "-q", "--", "true"]));
+    });
+}
+
+#[test]
+fn the_changes_can_be_had_as_json() {
+    for_both("the_changes_can_be_had_as_json", |who, place| {
+        let script = "echo 12345 > /tmp/plyfs-new; rm /etc/hostname";
+        place.sh("test -e /etc/hostname || echo test > /etc/hostname");
+        let output = succeed(&mut plyfs(who, place, &["try", "--json", "--", "sh", "-c", script]));
+        let said: serde_json::Value = serde_json::from_str(&text(&output.stderr)).unwrap();
+        assert_eq!(
+            (&said["added"], &said["deleted"], &said["size"]),
+            (&1.into(), &1.into(), &6.into()),
+            "{who:?}: {said}"
+        );
+        let paths: Vec<_> =
+            said["changes"].as_array().unwrap().iter().map(|one| one["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, ["/etc/hostname", "/tmp/plyfs-new"]);
+    });
+}
+
+#[test]
+fn the_command_cannot_type_into_the_terminal_and_keeps_job_control() {
+    for_both("the_command_cannot_type_into_the_terminal_and_keeps_job_control", |who, place| {
+        // 0x5412 is TIOCSTI. `script` gives the view a terminal; a shell with job control complains without one.
         let type_in = "import fcntl,sys,termios\ntry:\n fcntl.ioctl(0, 0x5412, b'x'); print('TYPED')\nexcept PermissionError: print('refused')";
         if !place.sh("command -v python3 script || true").contains("/script") {
             eprintln!("skipped: script or python3 is not installed");
@@ -334,7 +469,7 @@ fn the_command_cannot_type_into_the_terminal_and_keeps_job_control() {
         let (state, here) = (place.at("state"), place.at(""));
         let user = if who == Who::User { "setpriv --reuid=4321 --regid=4321 --clear-groups" } else { "" };
         let said = place.sh(&format!(
-            "cd {here}; XDG_STATE_HOME={state} script -qec '{user} {PLYFS} try -q -- bash -ic \"python3 {here}/type.py; jobs -l; sleep 0 & wait; echo end\"' /dev/null < /dev/null",
+            "cd {here}; XDG_STATE_HOME={state} script -qec '{user} {PLYFS} try -q -- bash -ic \"perl {here}/type.pl; jobs -l; sleep 0 & wait; echo end\"' /dev/null < /dev/null",
             here = here.display(), state = state.display(),
         ));
         assert!(said.contains("refused") && said.contains("end"), "{who:?}: {said}");
