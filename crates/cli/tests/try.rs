@@ -552,3 +552,55 @@ fn what_a_user_with_subordinate_ids_keeps_stays_the_users_own() {
         assert_eq!(place.sh("stat -c %u:%g open/kept"), "4321:4321\n");
     });
 }
+
+#[test]
+fn where_changes_cannot_be_kept_that_is_said_and_nothing_is_left() {
+    for_both("where_changes_cannot_be_kept_that_is_said_and_nothing_is_left", |who, place| {
+        place.sh("mkdir -m 777 open/shown open/shown/in");
+        let refused = |keep: &str, lower: &str| {
+            let arguments = ["try", "--keep", keep, "--lower", lower, "--", "true"];
+            common::fail(&mut plyfs(who, place, &arguments))
+        };
+        for shown in ["open/shown", "open/shown/in"] {
+            let said = refused("open/shown", shown);
+            assert!(said.contains("in itself; name another directory"), "{who:?}: {said}");
+        }
+        assert!(refused("open/kept", "/nowhere").contains("/nowhere"), "{who:?}");
+        place.write("open/file", "");
+        refused("open/file", "open/shown");
+        assert_eq!(names(&place.at("open")), ["file", "shown"], "{who:?}");
+
+        let script = "echo started; echo x > f; read line";
+        let first = ["try", "-q", "--keep", "open/kept", "--lower", "open/shown", "--", "sh", "-c", script];
+        let mut command = plyfs(who, place, &first);
+        let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(running.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "started\n");
+        let before = names(&place.at("open"));
+        let said = refused("open/kept", "open/shown");
+        assert!(said.contains("open/kept: in use by another try"), "{who:?}: {said}");
+        assert_eq!(names(&place.at("open")), before, "{who:?}");
+        drop(running.stdin.take());
+        running.wait().unwrap();
+        assert_eq!(names(&place.at("open/kept")), ["f"], "{who:?}");
+        place.sh("rm -r open/*");
+    });
+}
+
+#[test]
+fn a_file_system_with_a_long_path_is_kept_under_a_shorter_name() {
+    as_root("a_file_system_with_a_long_path_is_kept_under_a_shorter_name", |place| {
+        place.dirs(&["state", "open"]);
+        let deep = format!("{0}/{0}", "d".repeat(150));
+        place.dirs(&[&deep]);
+        place.sh(&format!("mount -t tmpfs none {deep}"));
+        let script = format!("echo x > {deep}/f");
+        let arguments = ["try", "-q", "--keep", "open/kept", "--", "sh", "-c", &script];
+        succeed(&mut plyfs(Who::Root, place, &arguments));
+        let kept = names(&place.at("open"));
+        let long = kept.iter().find(|name| name.contains("@@@")).unwrap();
+        assert_eq!(names(&place.at("open").join(long)), ["f"]);
+        place.sh(&format!("umount {deep}"));
+    });
+}
