@@ -325,11 +325,10 @@ fn the_changes_can_be_had_as_json() {
 #[test]
 fn the_command_cannot_type_into_the_terminal_and_keeps_job_control() {
     for_both("the_command_cannot_type_into_the_terminal_and_keeps_job_control", |who, place| {
-        // 0x5412 is TIOCSTI. `script` gives the view a terminal; a shell with job control complains without one.
         if !need::met(&[Need::Tool("script"), Need::Tool("perl")]) {
             return;
         }
-        // EPERM is 1.
+        // `script` gives the view a terminal; a shell with job control complains without one. 0x5412 is TIOCSTI, 1 is EPERM.
         place.write(
             "type.pl",
             "my $key = 'x'; print ioctl(STDIN, 0x5412, $key) ? 'TYPED' : $! == 1 ? 'refused' : $!, qq{\n};",
