@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use plyfs_sys::Errno;
 use plyfs_sys::mountinfo::{self, MountInfo};
 use serde_json::{Value, json};
 
@@ -20,6 +21,13 @@ pub struct Mounted {
     pub mount: MountInfo,
     /// What its daemon noted.
     pub note: Option<Note>,
+}
+
+impl Mounted {
+    /// Only a mount without a living daemon's note is asked: a living daemon may be slow to answer.
+    fn is_dead(&self) -> bool {
+        self.note.is_none() && is_dead(&self.mount.target)
+    }
 }
 
 /// All plyfs mounts in this mount namespace, in the mount table's order.
@@ -47,6 +55,11 @@ pub fn top(table: Vec<MountInfo>, path: &Path) -> Option<MountInfo> {
         // A dead daemon's cannot be looked at everywhere.
         None => there.pop(),
     }
+}
+
+/// Whether what is mounted at `target` has lost the process that served it.
+pub fn is_dead(target: &Path) -> bool {
+    rustix::fs::statfs(target).is_err_and(|errno| errno == Errno::NOTCONN)
 }
 
 /// `plyfs list`.
@@ -79,7 +92,12 @@ pub fn device(mount: &MountInfo) -> String {
 
 fn print(one: &Mounted, paint: Paint, out: &mut dyn Write) -> Outcome<()> {
     let mode = if one.mount.has_option("ro") { "read-only" } else { "writable" };
-    writeln!(out, "{}", paint.bold(&escaped(&one.mount.target.to_string_lossy())))?;
+    let target = escaped(&one.mount.target.to_string_lossy());
+    writeln!(out, "{}", paint.bold(&target))?;
+    if one.is_dead() {
+        writeln!(out, "  dead; plyfs umount {target}")?;
+        return Ok(());
+    }
     let Some(note) = &one.note else {
         writeln!(out, "  {mode}; its daemon belongs to another user or namespace")?;
         return Ok(());
@@ -117,6 +135,7 @@ fn to_json(one: &Mounted) -> Value {
         "source": one.mount.source.to_string_lossy(),
         "device": device(&one.mount),
         "read_only": one.mount.has_option("ro"),
+        "dead": one.is_dead(),
     });
     if let (Some(object), Some(note)) = (value.as_object_mut(), &one.note) {
         object.insert("pid".to_owned(), json!(note.pid));

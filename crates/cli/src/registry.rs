@@ -81,11 +81,15 @@ pub fn notes() -> Vec<Note> {
     readable_directories().iter().flat_map(|directory| notes_in(directory)).collect()
 }
 
-/// When a process started, in clock ticks since boot (field 22 of proc_pid_stat(5)).
+/// When a process started, in clock ticks since boot (field 22 of proc_pid_stat(5)). One that has ended but whose parent has
+/// not heard of it counts as gone.
 pub fn started(pid: u32) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is a name in parentheses that may itself hold spaces and parentheses.
     let after_name = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    if after_name.starts_with(['Z', 'X']) {
+        return Err(io::Error::other(format!("process {pid} has ended")));
+    }
     let field = after_name.split(' ').nth(19).and_then(|field| field.parse().ok());
     field.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
 }

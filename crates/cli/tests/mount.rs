@@ -50,6 +50,7 @@ fn the_mount_is_listed_with_its_layers_also_by_relative_paths() {
     as_root("the_mount_is_listed_with_its_layers_also_by_relative_paths", |place| {
         place.mount(&["a", "b"]);
         let one = listed(place).unwrap();
+        assert_eq!(one["dead"], false);
         assert_eq!(one["upper"], place.at("upper").to_str().unwrap());
         assert_eq!(one["work"], place.at("work").to_str().unwrap());
         assert_eq!(one["lowers"][1], place.at("b").to_str().unwrap());
@@ -221,12 +222,21 @@ fn what_somebody_mounted_over_it_is_not_unmounted_in_its_place() {
 }
 
 #[test]
-fn a_mount_whose_daemon_was_killed_can_be_unmounted() {
-    as_root("a_mount_whose_daemon_was_killed_can_be_unmounted", |place| {
+fn a_mount_whose_daemon_was_killed_is_called_dead_and_can_be_unmounted() {
+    as_root("a_mount_whose_daemon_was_killed_is_called_dead_and_can_be_unmounted", |place| {
         place.mount(&["a"]);
         let daemon = daemon_of(place);
         place.sh(&format!("kill -KILL {daemon}"));
         wait_until("the daemon is gone", || std::fs::read_dir(place.at("merged")).is_err());
+        // The process ends a moment after its descriptors are closed.
+        wait_until("the mount is called dead", || listed(place).unwrap()["dead"] == true);
+        let target = place.at("merged");
+        let advice = format!("dead; plyfs umount {}\n", target.display());
+        assert!(place.run(&["list"]).contains(&advice), "{}", place.run(&["list"]));
+        assert_eq!(
+            fail(&mut place.plyfs(&["mount", "-o", "lowerdir=a", "merged"])),
+            "plyfs: merged: a dead mount lies here; plyfs umount merged first"
+        );
         place.umount();
         assert_eq!(place.mounts(), [""; 0]);
         place.mount(&["a"]);

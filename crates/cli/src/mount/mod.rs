@@ -12,6 +12,7 @@ use plyfs_format::StackSpec;
 
 use crate::args::MountArgs;
 use crate::failure::{Failure, Outcome};
+use crate::list;
 use crate::union;
 
 /// What is to be mounted where.
@@ -51,7 +52,12 @@ fn request(args: &MountArgs) -> Outcome<Request<'_>> {
         )));
     }
     let spec = union::parse(&args.options)?;
-    Ok(Request { args, spec, source, target: Path::new(target) })
+    let target = Path::new(target);
+    if list::is_dead(target) {
+        let shown = target.display();
+        return Err(Failure::new(format!("{shown}: a dead mount lies here; plyfs umount {shown} first")));
+    }
+    Ok(Request { args, spec, source, target })
 }
 
 /// Everything that can be checked without changing anything.
