@@ -15,15 +15,13 @@ pub type Sink<'a> = dyn FnMut(Change) -> Outcome<()> + 'a;
 
 /// Reports every difference. The upper's own root directory is not compared: it is made by whoever mounts.
 pub fn walk(comparison: &Comparison, sink: &mut Sink<'_>) -> Outcome<()> {
-    let upper = match comparison.lowers.as_slice() {
-        // To one directory it may have been applied.
-        [only] => {
-            let lower = Dir::open_root(only).context(|| only.display().to_string())?;
-            UpperDir::open_over(&comparison.upper, &lower)?
-        }
-        _ => UpperDir::open_root(&comparison.upper)?,
-    };
+    let mut upper = UpperDir::open_root(&comparison.upper)?;
     let lower = Lower::open(&comparison.lowers, upper.namespace)?;
+    // To one directory it may have been applied.
+    if let [only] = comparison.lowers.as_slice() {
+        let target = Dir::open_root(only).context(|| only.display().to_string())?;
+        upper = UpperDir::open_over(&comparison.upper, &target)?;
+    }
     let renames = renames::find(&upper, &lower)?;
     let root = lower.root()?;
     let mut walk = Walk { lower: &lower, renames: &renames, ignore_owner: comparison.ignore_owner, sink };
