@@ -35,7 +35,7 @@ use crate::failure::{Failure, Outcome};
 use crate::front_door::Invocation;
 
 fn main() -> ExitCode {
-    let line: Vec<OsString> = std::env::args_os().collect();
+    let line = store::straighten(std::env::args_os().collect());
     if store::claims(&line) {
         return store::main(&line);
     }

@@ -45,6 +45,7 @@ fn page(command: Command) -> Outcome<(String, Vec<u8>)> {
         subcommand => format!("plyfs-{subcommand}"),
     };
     let mut text = Vec::new();
-    Man::new(command).title(name.to_uppercase()).render(&mut text)?;
+    let source = format!("plyfs {}", env!("CARGO_PKG_VERSION"));
+    Man::new(command).title(name.to_uppercase()).source(source).render(&mut text)?;
     Ok((name, text))
 }

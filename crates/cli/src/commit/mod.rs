@@ -60,15 +60,16 @@ fn show(args: &CommitArgs, out: &mut dyn Write) -> Outcome<usize> {
 
 fn summary(args: &CommitArgs, count: usize, out: &mut dyn Write) -> Outcome<()> {
     let (upper, onto) = (args.upper.display(), args.onto.display());
+    let changes = if count == 1 { "1 change".to_owned() } else { format!("{count} changes") };
     if args.json {
         let onto = args.onto.to_string_lossy();
         writeln!(out, "{}", json!({"applied": !args.dry_run, "changes": count, "onto": onto}))?;
     } else if count == 0 {
         writeln!(out, "{upper} changes nothing in {onto}")?;
     } else if args.dry_run {
-        writeln!(out, "{count} changes would be made in {onto}")?;
+        writeln!(out, "{changes} would be made in {onto}")?;
     } else {
-        writeln!(out, "{count} changes made in {onto}; {upper} is not needed any more")?;
+        writeln!(out, "{changes} made in {onto}; {upper} is not needed any more")?;
     }
     Ok(())
 }

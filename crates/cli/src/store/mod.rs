@@ -90,6 +90,23 @@ fn is_container_name(word: &str) -> bool {
     !word.contains('/') && absent(std::path::Path::new(word))
 }
 
+/// The line with a `--json` before the verb behind it, where every command takes it, and `help VERB` of a verb that only the
+/// store has as `VERB --help`.
+pub fn straighten(mut line: Vec<OsString>) -> Vec<OsString> {
+    let word = |place: usize| line.get(place).and_then(|word| word.to_str()).unwrap_or_default();
+    match (word(1), word(2)) {
+        ("--json", verb) if !verb.is_empty() && !verb.starts_with('-') => line.swap(1, 2),
+        ("help", verb) if line.len() == 3 && OWN.contains(&verb) => {
+            line.swap(1, 2);
+            if let Some(last) = line.last_mut() {
+                *last = "--help".into();
+            }
+        }
+        _ => {}
+    }
+    line
+}
+
 /// Runs a store command; the last word on failures is here.
 pub fn main(line: &[OsString]) -> ExitCode {
     let cli = StoreCli::parse_from(line);
@@ -156,6 +173,18 @@ mod tests {
         ] {
             assert!(claimed(l), "{l}");
         }
+    }
+
+    #[test]
+    fn json_may_stand_before_the_verb_and_help_knows_the_stores_verbs() {
+        let straight = |line: &str| {
+            let line = straighten(line.split(' ').map(OsString::from).collect());
+            line.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(straight("plyfs --json list"), "plyfs list --json");
+        assert_eq!(straight("plyfs --json --root R ps"), "plyfs --json --root R ps");
+        assert_eq!(straight("plyfs help import"), "plyfs import --help");
+        assert_eq!(straight("plyfs help list"), "plyfs help list");
     }
 
     #[test]
