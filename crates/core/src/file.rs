@@ -139,8 +139,8 @@ impl Overlay {
     /// # Errors
     /// `EBADF`; what the upper answers.
     pub fn fsync(&self, handle: HandleId, datasync: bool) -> Result<()> {
-        let file = self.handle_file(handle)?;
         let open = self.handles.get(handle).ok_or(Errno::BADF)?;
+        let file = self.current_file(&open)?;
         let Body::Leaf(leaf) = &open.node.body else { return Err(Errno::BADF) };
         let usage = leaf.usage();
         let syncing = usage.syncing.read();
@@ -234,7 +234,10 @@ impl Overlay {
 
     /// The file that a handle reads and writes now.
     pub(crate) fn handle_file(&self, handle: HandleId) -> Result<Arc<File>> {
-        let open = self.handles.get(handle).ok_or(Errno::BADF)?;
+        self.current_file(&*self.handles.get(handle).ok_or(Errno::BADF)?)
+    }
+
+    fn current_file(&self, open: &OpenFile) -> Result<Arc<File>> {
         let file = Arc::clone(&open.file.lock());
         if file.is_writable_grant() || !matches!(&open.node.body, Body::Leaf(leaf) if leaf.data_in_upper()) {
             return Ok(file);

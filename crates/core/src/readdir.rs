@@ -91,9 +91,8 @@ impl Overlay {
                         ControlFlow::Break(()) => return Ok(()),
                     }
                 }
-                let size = if with_entries { CHUNK } else { 1 };
                 let chunk: Vec<(u64, Listed)> =
-                    listing.after(cookie).take(size).map(|(key, listed)| (key, listed.clone())).collect();
+                    listing.after(cookie).take(CHUNK).map(|(key, listed)| (key, listed.clone())).collect();
                 (chunk, state.generation)
             };
             let Some((last, _)) = chunk.last() else { return Ok(()) };

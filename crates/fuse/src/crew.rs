@@ -112,7 +112,12 @@ impl Crew {
         if fixed.is_none() {
             let may_follow = affinity::allow_interrupts().is_ok();
             if may_follow {
-                crew.shared.spawn("plyfs-follower", |shared| shared.follow())?;
+                crew.shared.spawn("plyfs-follower", |shared| {
+                    let followed = shared.follow();
+                    // The id may soon be another process's.
+                    shared.follower.tid.store(0, Ordering::SeqCst);
+                    followed
+                })?;
             }
             let mut notice = Some(notice);
             crew.shared.spawn("plyfs-watch", move |shared| {
