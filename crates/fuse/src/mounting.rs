@@ -93,7 +93,7 @@ impl Mounted {
     /// # Errors
     /// The reason why it could not be unmounted.
     pub fn unmount(&self) -> io::Result<Unmounted> {
-        let Some(held) = self.hold() else { return Ok(Unmounted::NotOurs) };
+        let Some(held) = self.hold()? else { return Ok(Unmounted::NotOurs) };
         if self.by_fusermount {
             return unmount_by_fusermount(&self.target);
         }
@@ -104,10 +104,14 @@ impl Mounted {
         }
     }
 
-    /// Holds the mount, unless something else is at its place.
-    fn hold(&self) -> Option<HeldMount> {
-        let held = HeldMount::at(&self.target).ok()?;
-        (self.id.is_some() && held.id().ok() == self.id).then_some(held)
+    /// Holds the mount; `None` if something else, or nothing, is at its place.
+    fn hold(&self) -> io::Result<Option<HeldMount>> {
+        let held = match HeldMount::at(&self.target) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            held => held?,
+        };
+        let ours = self.id.is_some() && held.id().ok() == self.id;
+        Ok(ours.then_some(held))
     }
 }
 
