@@ -280,3 +280,13 @@ fn what_is_mounted_below_a_deleted_directory_is_not_deleted_with_it() {
         assert!(names(&place.at("t")).is_empty());
     });
 }
+
+#[test]
+fn what_another_user_has_put_in_the_place_of_a_commit_is_not_believed() {
+    as_root("what_another_user_has_put_in_the_place_of_a_commit_is_not_believed", |place| {
+        place.sh("mkdir -p t/.plyfs-commit u; echo x > u/f; chown 1234 t/.plyfs-commit");
+        let said = fail(&mut place.plyfs(&["commit", "u", "--onto", "t", "--yes"]));
+        assert!(said.contains(".plyfs-commit") && said.contains("another user"), "{said}");
+        assert_eq!(names(&place.at("t")), [".plyfs-commit"]);
+    });
+}

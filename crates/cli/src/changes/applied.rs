@@ -37,9 +37,10 @@ pub fn attribute(namespace: Namespace) -> &'static CStr {
     }
 }
 
-/// Marks the entries at these paths of an upper. One that cannot be written (`EROFS`, no attributes) stays as it is: whoever
+/// Marks the entries at these paths of an upper as renamed in the directory that it was opened over. One that cannot be written (`EROFS`, no attributes) stays as it is: whoever
 /// commits it again has been told.
-pub fn say(path: &Path, upper: &UpperDir, identity: &str, renamed: &[RelPath]) -> Outcome<()> {
+pub fn say(path: &Path, upper: &UpperDir, renamed: &[RelPath]) -> Outcome<()> {
+    let Some(identity) = &upper.over else { return Ok(()) };
     let describe = || format!("{}: cannot say in it what was renamed", path.display());
     let root = DirMut::open_root(path).context(describe)?;
     for entry in renamed {

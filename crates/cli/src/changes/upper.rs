@@ -24,7 +24,7 @@ pub struct UpperDir {
     /// Where private attributes live.
     pub namespace: Namespace,
     /// The directory over which it is looked at, as [`applied::identity`] tells it: what was renamed there lies where it is.
-    over: Option<Rc<str>>,
+    pub over: Option<Rc<str>>,
 }
 
 /// What an entry means. Markers that say something of the directory itself are no entries.

@@ -2,8 +2,8 @@
 //!
 //! Everything is prepared beside its name and moved there by one rename, its data being on the medium, so that each name
 //! has its old or its new content whenever the power fails; a commit that was interrupted is finished by running it
-//! again (`stage.rs`). Only directory descriptors are used and no symbolic link is followed: nothing outside the target is touched,
-//! whatever the upper and the target contain and whoever changes them meanwhile.
+//! again (`stage.rs`). Only directory descriptors are used and no symbolic link is followed: nothing outside the target
+//! is touched, whatever the upper and the target contain and whoever changes them meanwhile.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -37,8 +37,7 @@ pub fn apply(path: &Path, onto: &Path, ignore_owner: bool, faults: &Faults) -> O
     target.sync_filesystem().context(|| "cannot write the target to the medium")?;
     if !renamed.is_empty() {
         stage.point("done").context(|| "cannot finish")?;
-        let identity = applied::identity(&target).context(|| onto.display().to_string())?;
-        applied::say(path, &upper, &identity, &renamed)?;
+        applied::say(path, &upper, &renamed)?;
     }
     stage.finish(&target)?;
     target.sync().context(|| "cannot write the target to the medium")

@@ -51,15 +51,20 @@ impl Stage {
     pub fn open(target: &DirMut, owner: Owner<'_>, faults: &Faults) -> Outcome<Self> {
         let name = constant(NAME)?;
         faults.point("stage").context(|| "cannot write to the target")?;
-        match target.create_dir(name, 0o700) {
-            Ok(()) | Err(Errno::EXIST) => {}
+        let made = match target.create_dir(name, 0o700) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
             Err(error) => return Err(Failure::new(format!("cannot write to the target: {error}"))),
-        }
+        };
         let describe = || String::from_utf8_lossy(NAME).into_owned();
         let dir = match target.child_mut(name) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(foreign("no directory")),
             other => other.context(describe)?,
         };
+        // What waits in it would be moved to the names that the upper gives: nobody else may have put it there.
+        if !made && dir.stat().context(describe)?.uid != rustix::process::geteuid().as_raw() {
+            return Err(foreign("another user's"));
+        }
         let lock = dir.reopen().context(describe)?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             Failure::new("another plyfs commit is working on this directory; wait until it is done")
@@ -302,7 +307,7 @@ fn holds_mount(dir: &DirMut, name: Name<'_>) -> plyfs_sys::Result<bool> {
 }
 
 fn is_mounted(parent: &DirMut, child: &DirMut) -> plyfs_sys::Result<bool> {
-    Ok(child.stat()?.mount_id != parent.stat()?.mount_id)
+    Ok(child.mount_id()? != parent.mount_id()?)
 }
 
 /// Removes an entry and all below it, following no symbolic link and entering no other mount (`EBUSY`).
