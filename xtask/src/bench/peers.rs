@@ -255,7 +255,11 @@ fn mount_kernel(lowers: &[PathBuf], home: &Home, options: &[&str]) -> Result<()>
     fsconfig_set_string(&overlay, "upperdir", &home.upper).with_context(context)?;
     fsconfig_set_string(&overlay, "workdir", &home.work).with_context(context)?;
     for option in options {
-        fsconfig_set_flag(&overlay, *option).with_context(context)?;
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(&overlay, key, value),
+            None => fsconfig_set_flag(&overlay, *option),
+        }
+        .with_context(context)?;
     }
     fsconfig_create(&overlay).with_context(context)?;
     let mount =
