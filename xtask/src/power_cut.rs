@@ -10,12 +10,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use plyfs_testkit::backing::{Backing, Kind};
+use plyfs_testkit::backing::{Backing, Kind, make_image, mount_image};
 use plyfs_testkit::mount::{Driver, Stack};
 use plyfs_testkit::need::Need;
 use rustix::mount::{UnmountFlags, unmount};
@@ -33,7 +32,7 @@ pub struct Args {
     /// Files of each
     #[arg(long, default_value_t = 12)]
     files: usize,
-    /// The file system of the layers: ext4 or xfs
+    /// The file system of the layers: ext4, xfs or btrfs
     #[arg(long, default_value = "ext4")]
     on: Kind,
     /// Further mount options of plyfs, such as metacopy=on
@@ -67,7 +66,11 @@ enum State {
 /// Cuts the power as often as asked; an error names what was lost.
 pub fn run(args: &Args) -> Result<()> {
     mounts::need_root_and_fuse()?;
-    mounts::need(&[Need::Tool("mkfs.xfs"), Need::Tool("losetup")])?;
+    ensure!(
+        args.on != Kind::Tmpfs,
+        "--on tmpfs: nothing of it is left when the power goes; choose ext4, xfs or btrfs"
+    );
+    mounts::need(&[Need::Tool("mkfs.xfs"), Need::Tool(&format!("mkfs.{}", args.on.name()))])?;
     let plyfs = Driver::Plyfs(mounts::plyfs(args.plyfs.as_deref())?);
     let outer = Backing::sized(Kind::Xfs, 4 << 30)?;
     let disk = Disk::make(outer.path(), args)?;
@@ -82,10 +85,15 @@ pub fn run(args: &Args) -> Result<()> {
             .map(|(number, files)| {
                 let place = disk.merged.join(format!("w{number}"));
                 let (over, seed) = (&over, args.seed + number as u64);
-                scope.spawn(move || change(&place, files, seed, over))
+                scope.spawn(move || {
+                    let changed = change(&place, files, seed, over);
+                    // Also where it failed: then there is nothing more to cut.
+                    over.store(true, Ordering::SeqCst);
+                    changed
+                })
             })
             .collect();
-        let cuts = cut_often(&disk, outer.path(), &plyfs, args, &files);
+        let cuts = cut_often(&disk, outer.path(), &plyfs, args, &files, &over);
         over.store(true, Ordering::SeqCst);
         for worker in workers {
             worker.join().map_err(|_| anyhow::anyhow!("a thread that changes files panicked"))??;
@@ -109,9 +117,7 @@ struct Disk {
 impl Disk {
     fn make(place: &Path, args: &Args) -> Result<Self> {
         let (image, root, merged) = (place.join("image"), place.join("disk"), place.join("merged"));
-        File::create(&image)?.set_len(512 << 20)?;
-        let quiet: &[&str] = if args.on == Kind::Ext4 { &["-q", "-F"] } else { &["-q", "-f"] };
-        command(Command::new(format!("mkfs.{}", args.on.name())).args(quiet).arg(&image))?;
+        make_image(args.on, 512 << 20, &image)?;
         for dir in [&root, &merged] {
             fs::create_dir(dir)?;
         }
@@ -154,10 +160,10 @@ fn stack(root: &Path, options: &str) -> Stack {
 
 /// Makes and syncs one change after the other.
 fn change(place: &Path, files: &[Tracked], seed: u64, over: &AtomicBool) -> Result<()> {
-    let mut random = Random(seed);
+    let mut random = fastrand::Rng::with_seed(seed);
     let directory = File::open(place)?;
     while !over.load(Ordering::SeqCst) {
-        let number = random.below(files.len() as u64) as usize;
+        let number = random.usize(..files.len());
         let Some(file) = files.get(number) else { bail!("no file {number}") };
         let version = file.acknowledged.load(Ordering::SeqCst) + 1;
         file.issued.store(version, Ordering::SeqCst);
@@ -188,14 +194,21 @@ fn make(place: &Path, directory: &File, number: usize, version: u64) -> Result<(
     Ok(directory.sync_all()?)
 }
 
-fn cut_often(disk: &Disk, place: &Path, plyfs: &Driver, args: &Args, files: &[Vec<Tracked>]) -> Result<()> {
-    let mut random = Random(args.seed ^ 0xc07);
+fn cut_often(
+    disk: &Disk,
+    place: &Path,
+    plyfs: &Driver,
+    args: &Args,
+    files: &[Vec<Tracked>],
+    over: &AtomicBool,
+) -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(args.seed ^ 0xc07);
     let load = |of: fn(&Tracked) -> &AtomicU64| -> Vec<Vec<u64>> {
         let one = |files: &Vec<Tracked>| files.iter().map(|file| of(file).load(Ordering::SeqCst)).collect();
         files.iter().map(one).collect()
     };
-    for cut in 0..args.cuts {
-        std::thread::sleep(Duration::from_millis(random.below(150)));
+    for cut in (0..args.cuts).take_while(|_| !over.load(Ordering::SeqCst)) {
+        std::thread::sleep(Duration::from_millis(random.u64(..150)));
         let acknowledged = load(|file| &file.acknowledged);
         let clone = place.join("clone");
         rustix::fs::ioctl_ficlone(File::create(&clone)?, File::open(&disk.image)?).context("FICLONE")?;
@@ -273,27 +286,4 @@ fn content(number: usize, version: u64) -> Vec<u8> {
     let mut content = header(number, version).into_bytes();
     content.extend((0..BODY).map(|at| b'a' + ((at + number) % 26) as u8));
     content
-}
-
-fn mount_image(kind: Kind, image: &Path, target: &Path) -> Result<()> {
-    // The clone has the UUID of its original.
-    let options = if kind == Kind::Xfs { "loop,nouuid" } else { "loop" };
-    command(Command::new("mount").args(["-t", kind.name(), "-o", options]).arg(image).arg(target))
-}
-
-fn command(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("{command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    Ok(())
-}
-
-/// A linear congruence, mixed: good enough to choose a file and a moment.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
-        let mixed = (self.0 ^ (self.0 >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed >> 17) % limit.max(1)
-    }
 }

@@ -156,6 +156,13 @@ fn private_attributes_of_a_lower_file_do_not_get_into_upper() {
     }
 }
 
+/// A program with set-id bits and a capability.
+fn privileged_file(stack: &Stack, path: &str) {
+    stack.file(path, "#!");
+    fs::set_permissions(stack.path(path), fs::Permissions::from_mode(0o6755)).unwrap();
+    set_xattr(&stack.path(path), "security.capability", &CAPABILITY);
+}
+
 /// CVE-2023-0386 and CVE-2021-3847: a set-user-id file, or one with a capability, that its mount makes harmless.
 #[test]
 fn a_file_of_a_nosuid_layer_is_copied_up_without_its_privileges() {
@@ -165,9 +172,7 @@ fn a_file_of_a_nosuid_layer_is_copied_up_without_its_privileges() {
     let stack = Stack::new(1);
     let _mounted = Mounted::tmpfs(stack.path("l0"), "nosuid,mode=755");
     for name in ["touched", "written", "renamed", "linked"] {
-        stack.file(&format!("l0/{name}"), "#!");
-        fs::set_permissions(stack.path(&format!("l0/{name}")), fs::Permissions::from_mode(0o6755)).unwrap();
-        set_xattr(&stack.path(&format!("l0/{name}")), "security.capability", &CAPABILITY);
+        privileged_file(&stack, &format!("l0/{name}"));
     }
     let overlay = stack.open("");
     touch(&overlay, "touched").unwrap();
@@ -188,9 +193,7 @@ fn a_file_of_an_ordinary_layer_keeps_its_privileges_in_its_copy_until_it_is_writ
         return;
     }
     let stack = Stack::new(1);
-    stack.file("l0/f", "#!");
-    fs::set_permissions(stack.path("l0/f"), fs::Permissions::from_mode(0o6755)).unwrap();
-    set_xattr(&stack.path("l0/f"), "security.capability", &CAPABILITY);
+    privileged_file(&stack, "l0/f");
     let overlay = stack.open("");
     touch(&overlay, "f").unwrap();
     assert_eq!(mode(&stack.path("u/f")), 0o6755);
@@ -208,9 +211,7 @@ fn what_the_page_cache_writes_back_takes_no_privileges() {
         return;
     }
     let stack = Stack::new(1);
-    stack.file("l0/f", "#!");
-    fs::set_permissions(stack.path("l0/f"), fs::Permissions::from_mode(0o6755)).unwrap();
-    set_xattr(&stack.path("l0/f"), "security.capability", &CAPABILITY);
+    privileged_file(&stack, "l0/f");
     let overlay = stack.open("");
     let opened = overlay.open(&me(), walk(&overlay, "f").unwrap(), O_RDWR, false).unwrap();
     overlay.write_back(opened.handle, 0, b"mapped").unwrap();

@@ -103,11 +103,22 @@ fn scratch_place() -> PathBuf {
 
 fn mount_loop_file(kind: Kind, size: u64, scratch: &Path, root: &Path) -> Result<()> {
     let image = scratch.join("image");
-    std::fs::File::create(&image)?.set_len(size)?;
+    make_image(kind, size, &image)?;
+    mount_image(kind, &image, root)
+}
+
+/// Makes a file system of `kind`, not tmpfs, of `size` bytes at most in the file `image` (sparse).
+pub fn make_image(kind: Kind, size: u64, image: &Path) -> Result<()> {
+    std::fs::File::create(image)?.set_len(size)?;
     let mkfs = format!("mkfs.{}", kind.name());
     let quiet = if kind == Kind::Ext4 { ["-q", "-F"] } else { ["-q", "-f"] };
-    run(Command::new(mkfs).args(quiet).arg(&image))?;
-    run(Command::new("mount").args(["-t", kind.name(), "-o", "loop,noatime"]).arg(&image).arg(root))
+    run(Command::new(mkfs).args(quiet).arg(image))
+}
+
+/// Mounts the file system in a file, also beside a copy of it, which has the same UUID.
+pub fn mount_image(kind: Kind, image: &Path, root: &Path) -> Result<()> {
+    let options = if kind == Kind::Xfs { "loop,noatime,nouuid" } else { "loop,noatime" };
+    run(Command::new("mount").args(["-t", kind.name(), "-o", options]).arg(image).arg(root))
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -99,6 +99,11 @@ fn parent(path: &[u8]) -> &[u8] {
     path.get(..end).unwrap_or_default()
 }
 
+/// Whether both failed, with these errors.
+fn fail(kernel: &Outcome, plyfs: &Outcome, with: (Errno, Errno)) -> bool {
+    (kernel, plyfs) == (&Outcome::Failed(with.0), &Outcome::Failed(with.1))
+}
+
 /// The explained differences in results.
 pub const INTENDED: &[KnownResult] = &[
     KnownResult {
@@ -135,7 +140,7 @@ pub const INTENDED: &[KnownResult] = &[
         scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let reads = matches!(op, Op::GetXattr { .. } | Op::RemoveXattr { .. });
-            reads && *kernel == Outcome::Failed(Errno::OPNOTSUPP) && *plyfs == Outcome::Failed(Errno::NODATA)
+            reads && fail(kernel, plyfs, (Errno::OPNOTSUPP, Errno::NODATA))
         },
     },
     KnownResult {
@@ -199,7 +204,7 @@ pub const INTENDED: &[KnownResult] = &[
         scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let read = matches!(op, Op::Read { .. });
-            read && *kernel == Outcome::Failed(Errno::INVAL) && *plyfs == Outcome::Failed(Errno::ISDIR)
+            read && fail(kernel, plyfs, (Errno::INVAL, Errno::ISDIR))
         },
     },
     KnownResult {
@@ -207,7 +212,7 @@ pub const INTENDED: &[KnownResult] = &[
         scope: Scope::Everywhere,
         explains: |op, kernel, plyfs| {
             let rename = matches!(op, Op::Rename { .. } | Op::ListChanging { .. });
-            rename && *kernel == Outcome::Failed(Errno::EXIST) && *plyfs == Outcome::Failed(Errno::NOTEMPTY)
+            rename && fail(kernel, plyfs, (Errno::EXIST, Errno::NOTEMPTY))
         },
     },
     KnownResult {

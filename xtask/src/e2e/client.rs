@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::leftovers;
 use super::scene::{Scene, USERS, User};
 use crate::child;
+use plyfs_sys::mountinfo;
 
 /// For one command of an engine, on a loaded machine.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -181,9 +182,8 @@ impl<'s> Client<'s> {
     /// The driver binds its own directory on itself, for as long as the machine runs.
     fn podman_unmounts(&self) -> Result<()> {
         let own = self.graph_root().join("overlay");
-        let table = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-        let bound = table.lines().any(|line| line.split(' ').nth(4).map(Path::new) == Some(&own));
-        if bound {
+        let table = mountinfo::read().context("/proc/self/mountinfo")?;
+        if table.iter().any(|mount| mount.target == own) {
             rustix::mount::unmount(&own, rustix::mount::UnmountFlags::empty())
                 .with_context(|| format!("unmounting {}", own.display()))?;
         }

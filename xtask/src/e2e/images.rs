@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use super::client::Client;
 use super::scene::Scene;
 use crate::{child, setup, workspace};
+use plyfs_sys::mountinfo;
 
 /// The name of the busybox image.
 pub const BUSYBOX: &str = "localhost/busybox:1";
@@ -96,12 +97,10 @@ fn debian_archive(scene: &Scene) -> Result<PathBuf> {
 
 /// debootstrap leaves `/proc` mounted.
 fn unmount_below(root: &Path) -> Result<()> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    for target in table.lines().rev().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
-        if target.starts_with(root) {
-            rustix::mount::unmount(target, rustix::mount::UnmountFlags::empty())
-                .with_context(|| target.display().to_string())?;
-        }
+    let table = mountinfo::read().context("/proc/self/mountinfo")?;
+    for mount in table.iter().rev().filter(|mount| mount.target.starts_with(root)) {
+        rustix::mount::unmount(&mount.target, rustix::mount::UnmountFlags::empty())
+            .with_context(|| mount.target.display().to_string())?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use plyfs_sys::mountinfo::{self, MountInfo};
 use rustix::mount::UnmountFlags;
 
 use super::scene::Scene;
@@ -100,36 +101,23 @@ fn remove_tree(group: &Path) -> Result<()> {
 /// Lets go of union mounts that were there before: a copy of a mount in this namespace would keep its daemon from
 /// ending with the original.
 pub fn detach_foreign() -> Result<()> {
-    for (_, target) in union_mounts()?.into_iter().rev() {
-        rustix::mount::unmount(&target, UnmountFlags::DETACH).with_context(|| target.clone())?;
+    let table = mountinfo::read().context("/proc/self/mountinfo")?;
+    for mount in table.iter().rev().filter(|mount| is_union(mount)) {
+        rustix::mount::unmount(&mount.target, UnmountFlags::DETACH)
+            .with_context(|| mount.target.display().to_string())?;
     }
     Ok(())
 }
 
 fn mounts(scene: &Scene) -> Result<Vec<String>> {
-    let scratch = scene.path("").display().to_string();
-    let all = mount_table()?;
-    let left = all.into_iter().filter(|(kind, target)| is_union(kind) || target.starts_with(&scratch));
-    Ok(left.map(|(kind, target)| format!("mount {kind} on {target}")).collect())
+    let scratch = scene.path("");
+    let table = mountinfo::read().context("/proc/self/mountinfo")?;
+    let left = table.iter().filter(|mount| is_union(mount) || mount.target.starts_with(&scratch));
+    Ok(left.map(|mount| format!("mount {} on {}", mount.fstype, mount.target.display())).collect())
 }
 
-fn union_mounts() -> Result<Vec<(String, String)>> {
-    Ok(mount_table()?.into_iter().filter(|(kind, _)| is_union(kind)).collect())
-}
-
-fn is_union(kind: &str) -> bool {
-    kind == "fuse.plyfs" || kind == "fuse.fuse-overlayfs"
-}
-
-/// Type and mount point of every mount of this namespace, in the order of the kernel's table.
-fn mount_table() -> Result<Vec<(String, String)>> {
-    let table = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    let mounts = table.lines().filter_map(|line| {
-        let target = line.split(' ').nth(4)?;
-        let kind = line.split(" - ").nth(1)?.split(' ').next()?;
-        Some((kind.to_owned(), target.to_owned()))
-    });
-    Ok(mounts.collect())
+fn is_union(mount: &MountInfo) -> bool {
+    ["fuse.plyfs", "fuse.fuse-overlayfs"].contains(&mount.fstype.as_str())
 }
 
 /// Every living process but init, this one and its threads.

@@ -149,9 +149,7 @@ impl Scene {
             "events_logger = \"file\"\n",
             "runtime = \"crun\"\n",
         );
-        fs::write(self.containers_conf(), containers)?;
-        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-        fs::write(self.path("policy.json"), policy).context("policy.json")
+        fs::write(self.containers_conf(), containers).context("containers.conf")
     }
 }
 

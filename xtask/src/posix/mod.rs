@@ -53,7 +53,7 @@ pub type Outcomes = BTreeMap<String, Outcome>;
 /// Runs both suites on both unions, on each file system; an error if plyfs fails where the kernel's overlay does not.
 pub fn run(args: &Args) -> Result<()> {
     mounts::need_root_and_fuse()?;
-    let tools = Tools { pjdfstest: tool("pjdfstest")?, fsx: tool("fsx")? };
+    let tools = Tools { pjdfstest: tool("pjdfstest", "0.2.2")?, fsx: tool("fsx", "0.3.2")? };
     let plyfs = mounts::plyfs(args.plyfs.as_deref())?;
     if Space::current().is_none() {
         return inside(args, &plyfs);
@@ -91,16 +91,17 @@ fn inside(args: &Args, plyfs: &Path) -> Result<()> {
     if status.success() { Ok(()) } else { bail!("plyfs falls short of the kernel's overlay, see above") }
 }
 
-/// A program of crates.io, installed below the workspace's target directory when it is first wanted.
-fn tool(name: &str) -> Result<PathBuf> {
-    let root = workspace::root()?.join("target/tools");
+/// A program of crates.io, of one version, so that what passes is the same everywhere; installed below the workspace's target
+/// directory when it is first wanted.
+fn tool(name: &str, version: &str) -> Result<PathBuf> {
+    let root = workspace::root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = root.join("bin").join(name);
     if program.exists() {
         return Ok(program);
     }
     println!("posix: installing {name} below target/tools");
     let mut install = Command::new(env!("CARGO"));
-    install.args(["install", "--locked", "--root"]).arg(&root).arg(name);
+    install.args(["install", "--locked", "--version", version, "--root"]).arg(&root).arg(name);
     if !child::run(&mut install, INSTALL_LIMIT)?.success() {
         bail!("cargo install {name} failed; it needs crates.io");
     }
