@@ -11,17 +11,13 @@ use plyfs_format::{Acl, AclEntry, AclTag, IdMap, OverrideStat, xattr};
 use plyfs_sys::{Dir, DirMut, Errno, FileKind, Stat, XattrFlags};
 
 use crate::Result;
-use crate::node::Node;
+use crate::node::{Body, Node};
 use crate::object::{Attr, Caller, SetAttr};
 use crate::overlay::Overlay;
 use crate::upper::UpperObject;
 
 /// The id shown for one that no mapping holds: the kernel's `overflowuid`.
 const OVERFLOW_ID: u32 = 65534;
-
-/// Attribute names that record an owner and a mode: never shown, never set through the mount where they count.
-const RECORDS: [&CStr; 3] =
-    [xattr::CONTAINERS_OVERRIDE_STAT, xattr::FUSE_OVERLAYFS_OVERRIDE_STAT, xattr::PRIVILEGED_OVERRIDE_STAT];
 
 /// What is shown otherwise than it lies on disk.
 #[derive(Debug, Default)]
@@ -138,25 +134,17 @@ impl Show {
         Ok(Acl::from_entries(entries).encode())
     }
 
-    /// What becomes of an attribute that is named through the mount.
+    /// Whether an attribute may be named through the mount at all.
     ///
     /// # Errors
-    /// `EOPNOTSUPP` for what the options switch off; `EPERM` for a record of owner and mode, which could be forged.
+    /// `EOPNOTSUPP` for what the options switch off.
     pub fn check_xattr(&self, name: &[u8]) -> Result<()> {
-        if self.noxattrs || (self.noacl && is_acl(name)) {
-            return Err(Errno::OPNOTSUPP);
-        }
-        if self.is_record(name) { Err(Errno::PERM) } else { Ok(()) }
+        if self.noxattrs || self.hides_xattr(name) { Err(Errno::OPNOTSUPP) } else { Ok(()) }
     }
 
     /// Whether an attribute on disk is left out of listings.
     pub fn hides_xattr(&self, name: &[u8]) -> bool {
-        (self.noacl && is_acl(name)) || self.is_record(name)
-    }
-
-    /// Whether the attribute records owner and mode in this stack.
-    pub fn is_record(&self, name: &[u8]) -> bool {
-        self.any_record && marks_layer(name)
+        self.noacl && is_acl(name)
     }
 
     fn ids(&self, owner: Owner) -> (u32, u32) {
@@ -332,26 +320,23 @@ impl Overlay {
     }
 
     fn recorded(&self, node: &Node) -> Result<Option<Owner>> {
-        let record = match &node.body {
-            _ if node.in_upper() => self.show.upper_record,
-            crate::node::Body::Dir(dir) => dir.lowers.first().and_then(|lower| self.record_of(lower.layer)),
-            crate::node::Body::Leaf(leaf) => {
-                leaf.lower.as_ref().and_then(|lower| self.record_of(lower.dir.layer))
-            }
-        };
-        let Some(record) = record else { return Ok(None) };
+        let Some(record) = self.record_kept_for(node) else { return Ok(None) };
         record.read(|name| self.read_xattr(node, name))
+    }
+
+    /// The record that is kept where a node's attributes lie.
+    pub(crate) fn record_kept_for(&self, node: &Node) -> Option<Record> {
+        match &node.body {
+            _ if node.in_upper() => self.show.upper_record,
+            Body::Dir(dir) => dir.lowers.first().and_then(|lower| self.record_of(lower.layer)),
+            Body::Leaf(leaf) => leaf.lower.as_ref().and_then(|lower| self.record_of(lower.dir.layer)),
+        }
     }
 
     /// The record that a lower layer keeps.
     pub(crate) fn record_of(&self, layer: u16) -> Option<Record> {
         self.lowers.get(usize::from(layer)).and_then(|layer| layer.record)
     }
-}
-
-/// Whether an attribute of a layer's root makes the layer one that records owners and modes.
-pub(crate) fn marks_layer(name: &[u8]) -> bool {
-    RECORDS.iter().any(|record| record.to_bytes() == name)
 }
 
 fn is_acl(name: &[u8]) -> bool {

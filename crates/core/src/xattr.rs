@@ -26,11 +26,12 @@ impl Overlay {
     /// `ENODATA` where it is absent, also on a layer without attributes; what the layer answers.
     pub fn get_xattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let node = self.node(node)?;
-        if self.show.is_record(name) {
-            return Err(Errno::NODATA);
-        }
-        let name = self.name_on_disk(name)?;
-        let value = self.read_xattr(&node, &name)?.ok_or(Errno::NODATA)?;
+        let on_disk = self.name_on_disk(name)?;
+        let value = match self.read_xattr(&node, &on_disk)? {
+            None => self.bare_record(&node, name)?,
+            value => value,
+        };
+        let (name, value) = (on_disk, value.ok_or(Errno::NODATA)?);
         if is_acl(&name) { self.show.translate_acl(value, false) } else { Ok(value) }
     }
 
@@ -49,12 +50,14 @@ impl Overlay {
             Located::LowerDir(dir) => dir.list_own_xattrs()?,
             Located::LowerLeaf(dir, name) => dir.list_xattrs(Name::new(&name).map_err(|_| Errno::IO)?)?,
         };
+        let keeps_records = self.record_kept_for(&node).is_some();
         let mut shown = Vec::with_capacity(raw.len());
         for name in raw.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             if (name.starts_with(b"trusted.") && caller.uid != 0) || self.show.hides_xattr(name) {
                 continue;
             }
-            if let Some(name) = xattr::unescape(self.namespace, name) {
+            let bare = || (!keeps_records && self.is_bare_record(&raw, name)).then_some(Cow::Borrowed(name));
+            if let Some(name) = xattr::unescape(self.namespace, name).or_else(bare) {
                 shown.extend_from_slice(&name);
                 shown.push(0);
             }
@@ -65,8 +68,7 @@ impl Overlay {
     /// Sets an attribute, with the flags of `setxattr(2)`; clears set-group-id if `kill_sgid`.
     ///
     /// # Errors
-    /// `EROFS`; `EOPNOTSUPP` for a name that becomes too long; `EPERM` for a mark on the root that would make records of
-    /// owners and modes believed; what the upper answers.
+    /// `EROFS`; `EOPNOTSUPP` for a name that becomes too long; what the upper answers.
     pub fn set_xattr(
         &self,
         node: NodeId,
@@ -76,11 +78,8 @@ impl Overlay {
         kill_sgid: bool,
     ) -> Result<()> {
         let node = self.node(node)?;
-        if node.id == NodeId::ROOT && crate::show::marks_layer(name) {
-            // At the next mount the attributes of this name would be believed on every file.
-            return Err(Errno::PERM);
-        }
-        let name = self.name_on_disk(name)?;
+        let shown = name;
+        let name = self.name_on_disk(shown)?;
         let upper = self.require_upper()?;
         self.may_alter(&node)?;
         let value = if is_acl(&name) {
@@ -90,6 +89,7 @@ impl Overlay {
         };
         self.ensure(&node, Depth::Metadata)?;
         let object = self.upper_object(&node)?;
+        self.escape_record(&object, shown, &name)?;
         upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))?;
         // The kernel asks for it with a default ACL, too, which has nothing to do with the mode.
         if kill_sgid && *name == *xattr::ACL_ACCESS {
@@ -105,14 +105,17 @@ impl Overlay {
     /// `EROFS`; `ENODATA`; what the upper answers.
     pub fn remove_xattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
         let node = self.node(node)?;
-        let name = self.name_on_disk(name)?;
+        let shown = name;
+        let name = self.name_on_disk(shown)?;
         let upper = self.require_upper()?;
         self.may_alter(&node)?;
         let attr = self.compose(&node, &self.stat_node(&node)?);
         // Of this the kernel tells nothing when an ACL is removed. It comes first, and whether there is an ACL or not.
         let drops_sgid =
             *name == *xattr::ACL_ACCESS && attr.mode & S_ISGID != 0 && !caller.is_member(attr.gid);
-        if !drops_sgid && !node.in_upper() && self.read_xattr(&node, &name)?.is_none() {
+        let absent =
+            || Ok(self.read_xattr(&node, &name)?.is_none() && self.bare_record(&node, shown)?.is_none());
+        if !drops_sgid && !node.in_upper() && absent()? {
             return Err(Errno::NODATA);
         }
         self.ensure(&node, Depth::Metadata)?;
@@ -121,7 +124,38 @@ impl Overlay {
             let mode = self.owner_of(&object)?.mode;
             self.change_owner(&object, (None, None), Some(mode & !S_ISGID))?;
         }
+        self.escape_record(&object, shown, &name)?;
         upper.remove_xattr(&object, &name)
+    }
+
+    /// Whether `name`, which is in the list `all` of an object whose layer keeps no records of owner and mode, is such a
+    /// record in its bare form and shown as it is. What was set through a mount is escaped, and goes before.
+    pub(crate) fn is_bare_record(&self, all: &[u8], name: &[u8]) -> bool {
+        xattr::is_record(name)
+            && xattr::escape(self.namespace, name)
+                .is_ok_and(|escaped| all.split(|byte| *byte == 0).all(|other| other != &*escaped))
+    }
+
+    /// The value of a record of owner and mode that lies in its bare form where it is no more than data.
+    fn bare_record(&self, node: &Node, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        if !xattr::is_record(name) || self.record_kept_for(node).is_some() {
+            return Ok(None);
+        }
+        self.read_xattr(node, &CString::new(name).map_err(|_| Errno::INVAL)?)
+    }
+
+    /// Brings a bare record in upper, which another overlay let a program set, into the form in which it is never believed.
+    fn escape_record(&self, object: &UpperObject, name: &[u8], on_disk: &CStr) -> Result<()> {
+        if !xattr::is_record(name) || self.show.upper_record.is_some() {
+            return Ok(());
+        }
+        let upper = self.require_upper()?;
+        let bare = CString::new(name).map_err(|_| Errno::INVAL)?;
+        let Some(value) = object.get_xattr(&bare)? else { return Ok(()) };
+        match upper.set_xattr(object, on_disk, &value, XattrFlags::CREATE) {
+            Ok(()) | Err(Errno::EXIST) => upper.remove_xattr(object, &bare),
+            failed => failed,
+        }
     }
 
     /// The name of an attribute on disk.

@@ -12,6 +12,10 @@ use plyfs_format::{Acl, AclEntry, AclTag};
 use plyfs_testkit::need::{self, Need};
 
 const RECORD: &str = "user.containers.override_stat";
+const RECORDS: [&str; 2] = [RECORD, "user.fuseoverlayfs.override_stat"];
+/// Flags of `setxattr(2)`.
+const CREATE: u32 = 1;
+const REPLACE: u32 = 2;
 
 fn root_here() -> bool {
     need::met(&[Need::Root])
@@ -101,7 +105,7 @@ fn squashed_ids_show_one_owner_and_ignore_changes() {
 
 #[test]
 fn a_layer_whose_root_bears_a_record_shows_its_files_as_recorded() {
-    for name in [RECORD, "user.fuseoverlayfs.override_stat"] {
+    for name in RECORDS {
         let stack = Stack::new(2);
         stack.file("l0/d/f", "x").file("l1/plain", "y");
         set_xattr(&stack.path("l0"), name, b"0:0:0755");
@@ -149,8 +153,8 @@ fn with_records_in_upper_no_real_owner_or_set_id_bit_changes() {
     let (file, opened) = overlay.tmpfile(&caller, NodeId::ROOT, 0o600, 2).unwrap();
     overlay.release(opened.handle);
     assert_eq!((file.attr.uid, file.attr.mode), (55, 0o100_600));
-    let forged = overlay.set_xattr(node, RECORD.as_bytes(), b"0:0:4755", 0, false);
-    assert_eq!(forged, Err(Errno::PERM), "a record cannot be forged through the mount");
+    overlay.set_xattr(node, RECORD.as_bytes(), b"0:0:4755", 0, false).unwrap();
+    assert_eq!(attr(&overlay, "f").mode, 0o104_555, "a record cannot be forged through the mount");
     write(&overlay, "f", 0, "y");
     drop(overlay);
     let again = stack.open("");
@@ -211,16 +215,74 @@ fn inode_numbers_fit_32_bits_where_that_is_asked_for() {
 }
 
 #[test]
-fn no_owner_of_the_root_can_make_records_believed_at_the_next_mount() {
-    let stack = Stack::new(1);
-    stack.file("l0/f", "x");
-    let overlay = stack.open("");
-    for name in [RECORD, "user.fuseoverlayfs.override_stat"] {
-        let set = |node| overlay.set_xattr(node, name.as_bytes(), b"0:0:4755", 0, false);
-        assert_eq!(set(NodeId::ROOT), Err(Errno::PERM), "{name}");
-        // An overlay inside this one keeps its own records.
-        assert_eq!(set(walk(&overlay, "f").unwrap()), Ok(()), "{name}");
+fn what_a_program_sets_as_a_record_is_never_believed() {
+    for name in RECORDS {
+        let stack = Stack::new(1);
+        stack.file("l0/f", "x");
+        let overlay = stack.open("");
+        let node = walk(&overlay, "f").unwrap();
+        for node in [NodeId::ROOT, node] {
+            overlay.set_xattr(node, name.as_bytes(), b"0:0:4755", 0, false).unwrap();
+            assert_eq!(overlay.get_xattr(node, name.as_bytes()), Ok(b"0:0:4755".to_vec()), "{name}");
+        }
+        drop(overlay);
+        for options in ["", "xattr_permissions=2", ""] {
+            let overlay = stack.open(options);
+            assert_eq!(attr(&overlay, "f").mode & 0o7777, 0o644, "{name}: {options}");
+            let node = walk(&overlay, "f").unwrap();
+            assert_eq!(overlay.get_xattr(node, name.as_bytes()), Ok(b"0:0:4755".to_vec()), "{name}");
+        }
     }
-    drop(overlay);
-    assert_eq!(attr(&stack.open(""), "f").mode & 0o7777, 0o644);
+}
+
+#[test]
+fn an_overlay_inside_this_one_keeps_its_records_as_it_writes_them() {
+    for (options, name) in RECORDS.into_iter().flat_map(|name| [("", name), ("xattr_permissions=2", name)]) {
+        let stack = Stack::new(1);
+        stack.file("l0/f", "x").file("l0/g", "y");
+        set_xattr(&stack.path("l0/g"), name, b"1:1:0600");
+        let overlay = stack.open(options);
+        let (f, g) = (walk(&overlay, "f").unwrap(), walk(&overlay, "g").unwrap());
+        let listed = |node| {
+            let names = overlay.list_xattr(&me(), node).unwrap();
+            names.split(|byte| *byte == 0).filter(|one| *one == name.as_bytes()).count()
+        };
+        let get = |node| overlay.get_xattr(node, name.as_bytes());
+        assert_eq!((get(f), listed(f)), (Err(Errno::NODATA), 0), "{name}");
+        assert_eq!((get(g), listed(g)), (Ok(b"1:1:0600".to_vec()), 1), "{name}: a lower's, before copy-up");
+        write(&overlay, "g", 0, "z");
+        assert_eq!((get(g), listed(g)), (Ok(b"1:1:0600".to_vec()), 1), "{name}: a lower's, after copy-up");
+        assert_ne!(xattr(&stack.path("u/g"), name), Some(b"1:1:0600".to_vec()), "{name}: not as a record");
+        let set = |node, value: &[u8], flags| overlay.set_xattr(node, name.as_bytes(), value, flags, false);
+        assert_eq!(set(f, b"0:0:4755", REPLACE), Err(Errno::NODATA));
+        assert_eq!(set(f, b"0:0:4755", CREATE), Ok(()));
+        assert_eq!(set(g, b"0:0:4755", CREATE), Err(Errno::EXIST));
+        assert_eq!(set(g, b"0:0:4755", REPLACE), Ok(()));
+        for node in [f, g] {
+            assert_eq!((get(node), listed(node)), (Ok(b"0:0:4755".to_vec()), 1), "{name}");
+            assert_eq!(overlay.remove_xattr(&me(), node, name.as_bytes()), Ok(()));
+            assert_eq!((get(node), listed(node)), (Err(Errno::NODATA), 0), "{name}");
+            assert_eq!(overlay.remove_xattr(&me(), node, name.as_bytes()), Err(Errno::NODATA));
+        }
+    }
+}
+
+#[test]
+fn a_record_that_another_overlay_let_a_program_set_in_upper_stays_an_attribute() {
+    let stack = Stack::new(1);
+    stack.file("u/f", "x").file("u/g", "x").file("l0/h", "x");
+    for file in ["u/f", "u/g", "l0/h"] {
+        set_xattr(&stack.path(file), RECORD, b"0:0:4755");
+    }
+    let overlay = stack.open("");
+    let [f, g, h] = ["f", "g", "h"].map(|name| walk(&overlay, name).unwrap());
+    assert_eq!(overlay.get_xattr(f, RECORD.as_bytes()), Ok(b"0:0:4755".to_vec()));
+    assert_eq!(overlay.set_xattr(f, RECORD.as_bytes(), b"1", CREATE, false), Err(Errno::EXIST));
+    assert_eq!(overlay.set_xattr(f, RECORD.as_bytes(), b"1", REPLACE, false), Ok(()));
+    assert_eq!(overlay.get_xattr(f, RECORD.as_bytes()), Ok(b"1".to_vec()));
+    assert_eq!(xattr(&stack.path("u/f"), RECORD), None);
+    for node in [g, h] {
+        assert_eq!(overlay.remove_xattr(&me(), node, RECORD.as_bytes()), Ok(()));
+        assert_eq!(overlay.get_xattr(node, RECORD.as_bytes()), Err(Errno::NODATA));
+    }
 }

@@ -72,12 +72,27 @@ pub struct XattrNameTooLong {
 /// What each escape adds, and each unescape removes.
 const ESCAPE: &[u8] = b"overlay.";
 
-/// fuse-overlayfs's prefix. Of its names only the mark of an opaque directory counts in every layer, whatever namespace the
-/// mount uses; what else it writes is data here, or a record that `xattr_permissions` knows.
-const FUSE_OVERLAYFS: &[u8] = b"user.fuseoverlayfs.";
+/// Names that are private whatever namespace the mount uses, as prefix and rest: fuse-overlayfs's mark of an opaque
+/// directory, which counts in every layer, and the records of owner and mode, which count in a layer that keeps them.
+const FOREIGN: [(&[u8], &[u8]); 4] = [
+    (b"user.fuseoverlayfs.", b"opaque"),
+    (b"user.fuseoverlayfs.", RECORD),
+    (b"user.containers.", RECORD),
+    (b"security.fuseoverlayfs.", RECORD),
+];
+
+/// What the names of all records of owner and mode end with.
+const RECORD: &[u8] = b"override_stat";
+
+/// Whether `name` is on disk a record of owner and mode. In a layer that keeps none it is an attribute like any other: it
+/// was not set through a mount, which would have escaped it.
+#[must_use]
+pub fn is_record(name: &[u8]) -> bool {
+    FOREIGN.iter().any(|(prefix, rest)| *rest == RECORD && name.strip_prefix(*prefix) == Some(RECORD))
+}
 
 /// Whether `name` is one of the overlay's own attributes on disk: it has the private prefix and is not an escaped one, or
-/// it is fuse-overlayfs's mark of an opaque directory.
+/// it is fuse-overlayfs's mark of an opaque directory or a record of owner and mode.
 #[must_use]
 pub fn is_private(namespace: Namespace, name: &[u8]) -> bool {
     split(namespace, name).is_some_and(|(_, rest)| !rest.starts_with(ESCAPE))
@@ -112,12 +127,14 @@ fn split(namespace: Namespace, name: &[u8]) -> Option<(&'static [u8], &[u8])> {
     if let Some(rest) = name.strip_prefix(namespace.prefix()) {
         return Some((namespace.prefix(), rest));
     }
-    let rest = name.strip_prefix(FUSE_OVERLAYFS)?;
-    let mut bare = rest;
-    while let Some(inner) = bare.strip_prefix(ESCAPE) {
-        bare = inner;
-    }
-    (bare == b"opaque").then_some((FUSE_OVERLAYFS, rest))
+    FOREIGN.iter().find_map(|(prefix, own)| {
+        let rest = name.strip_prefix(*prefix)?;
+        let mut bare = rest;
+        while let Some(inner) = bare.strip_prefix(ESCAPE) {
+            bare = inner;
+        }
+        (bare == *own).then_some((*prefix, rest))
+    })
 }
 
 impl Namespace {
@@ -215,16 +232,23 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_of_fuse_overlayfs_is_private_in_both_namespaces_and_its_records_are_not() {
+    fn the_marks_and_records_of_fuse_overlayfs_are_private_in_both_namespaces() {
         for namespace in [Namespace::Trusted, Namespace::User] {
-            let name = b"user.fuseoverlayfs.opaque";
-            assert!(is_private(namespace, name));
-            let escaped = escape(namespace, name).unwrap().into_owned();
-            assert_eq!(escaped, b"user.fuseoverlayfs.overlay.opaque");
-            assert_eq!(unescape(namespace, &escaped).as_deref(), Some(&name[..]));
-            let record = FUSE_OVERLAYFS_OVERRIDE_STAT.to_bytes();
-            assert!(!is_private(namespace, record));
-            assert_eq!(&*escape(namespace, record).unwrap(), record);
+            for (name, on_disk) in [
+                ("user.fuseoverlayfs.opaque", "user.fuseoverlayfs.overlay.opaque"),
+                ("user.fuseoverlayfs.override_stat", "user.fuseoverlayfs.overlay.override_stat"),
+                ("user.containers.override_stat", "user.containers.overlay.override_stat"),
+                ("security.fuseoverlayfs.override_stat", "security.fuseoverlayfs.overlay.override_stat"),
+            ] {
+                assert!(is_private(namespace, name.as_bytes()), "{name}");
+                assert_eq!(is_record(name.as_bytes()), name.ends_with("override_stat"));
+                let escaped = escape(namespace, name.as_bytes()).unwrap().into_owned();
+                assert_eq!(escaped, on_disk.as_bytes());
+                assert!(!is_private(namespace, &escaped) && !is_record(&escaped), "{on_disk}");
+                assert_eq!(unescape(namespace, &escaped).as_deref(), Some(name.as_bytes()));
+            }
+            let other = b"user.containers.other";
+            assert_eq!(&*escape(namespace, other).unwrap(), other);
         }
     }
 

@@ -88,13 +88,18 @@ impl Pair<'_> {
     }
 }
 
-/// The attributes that the union shows for an entry of the upper, sorted by name.
+/// The attributes that the union shows for an entry of the upper, sorted by name. A record of owner and mode that another
+/// overlay let a program set is among them, as it lies.
 pub fn shown_xattrs(upper: &UpperDir, name: Name<'_>) -> plyfs_sys::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let list = upper.dir.list_xattrs(name)?;
     let mut all = Vec::new();
     for attr in list.split_inclusive(|byte| *byte == 0) {
         let Ok(attr) = std::ffi::CStr::from_bytes_with_nul(attr) else { continue };
-        let Some(shown) = shown_as(upper.namespace, attr.to_bytes()) else { continue };
+        let bare = || xattr::is_record(attr.to_bytes()).then(|| attr.to_bytes().to_vec());
+        let Some(shown) = shown_as(upper.namespace, attr.to_bytes()).or_else(bare) else { continue };
+        if all.iter().any(|(known, _)| *known == shown) {
+            continue;
+        }
         if let Some(value) = upper.dir.get_xattr(name, attr)? {
             all.push((shown, value));
         }

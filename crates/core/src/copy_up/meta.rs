@@ -86,14 +86,17 @@ impl Overlay {
         let upper = self.require_upper()?;
         let names = from.list()?;
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            let skipped = xattr::is_private(self.namespace, name) || self.show.is_record(name);
+            // A record where none is kept is data, but upper may be one that keeps them.
+            let bare = self.record_of(from.layer).is_none() && self.is_bare_record(&names, name);
+            let skipped = xattr::is_private(self.namespace, name) && !bare;
             if skipped || (nosuid && name == xattr::CAPABILITY.to_bytes()) {
                 continue;
             }
-            let name = CString::new(name).map_err(|_| Errno::INVAL)?;
-            let Some(value) = from.get(&name)? else { continue };
-            match upper.set_xattr(to, &name, &value, XattrFlags::empty()) {
-                Err(Errno::OPNOTSUPP) if !must_copy(name.to_bytes()) => {}
+            let copied = if bare { xattr::escape(self.namespace, name) } else { Ok(name.into()) };
+            let copied = cstring(&copied.map_err(|_| Errno::OPNOTSUPP)?)?;
+            let Some(value) = from.get(&cstring(name)?)? else { continue };
+            match upper.set_xattr(to, &copied, &value, XattrFlags::empty()) {
+                Err(Errno::OPNOTSUPP) if !must_copy(name) => {}
                 done => done?,
             }
         }
@@ -149,6 +152,10 @@ impl LowerObject {
     fn checked_name(&self) -> Result<Option<Name<'_>>> {
         self.name.as_deref().map(|name| Name::new(name).map_err(|_| Errno::IO)).transpose()
     }
+}
+
+fn cstring(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| Errno::INVAL)
 }
 
 fn may_have_user_xattrs(kind: FileKind) -> bool {
