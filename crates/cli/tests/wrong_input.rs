@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Place, as_root, fail};
+use plyfs_testkit::need::{Need, met};
 
 /// Runs the command, checks that it said these words in one line, and that nothing was mounted.
 fn refused(place: &Place, arguments: &[&str], words: &[&str]) {
@@ -44,6 +45,48 @@ fn every_wrong_mount_gets_one_line_and_nothing_is_mounted() {
         refused(place, &["mount", "-o", "lowerdir=a", "file"], &["file"]);
         refused(place, &["mount", "merged"], &["lowerdir=DIR"]);
         refused(place, &["mount", "-o", "remount,ro", "merged"], &["no plyfs"]);
+    });
+}
+
+#[test]
+fn layers_overlap_where_the_kernel_says_so_also_through_bind_mounts() {
+    let name = "layers_overlap_where_the_kernel_says_so_also_through_bind_mounts";
+    if !met(&[Need::Filesystem("overlay")]) {
+        return;
+    }
+    as_root(name, |place| {
+        place.dirs(&["fs", "other", "part", "whole", "merged"]);
+        place.sh("mount -t tmpfs none fs; mkdir -p fs/a/b/c/up fs/a/b/w fs/a/over/y fs/x/y fs/w fs/ab
+             mount -t tmpfs none other; mkdir -p other/a/b/c
+             mount --bind fs/a/b part; mount --bind fs whole; mount --bind fs/x fs/a/over");
+        for (overlaps, options) in [
+            (true, "lowerdir=part:fs/a"),
+            (true, "lowerdir=fs/a:part/c"),
+            (true, "lowerdir=fs/w:whole/a/b:fs/a"),
+            (true, "lowerdir=part/c,upperdir=fs/a,workdir=fs/w"),
+            (true, "lowerdir=fs/a/b/c,upperdir=whole/x,workdir=whole/a"),
+            (true, "lowerdir=fs/a/over/y:fs/x"),
+            (true, "lowerdir=part:whole"),
+            (false, "lowerdir=fs/a/over:fs/a"),
+            (false, "lowerdir=fs/a:fs/x/y"),
+            (false, "lowerdir=part:other/a"),
+            (false, "lowerdir=whole/ab:fs/a"),
+            (false, "lowerdir=fs/a,upperdir=part/c/up,workdir=part/w"),
+        ] {
+            let script = format!(
+                "if mount -t overlay -o {options} none merged 2>/dev/null; then umount merged; else echo no; fi"
+            );
+            assert_eq!(place.sh(&script) == "no\n", overlaps, "{options}: the kernel");
+            let argument = ["mount", "-o", options, "merged"];
+            if overlaps {
+                let said = fail(&mut place.plyfs(&argument));
+                assert!(said.contains("lies inside"), "{options}: {said}");
+            } else {
+                place.run(&argument);
+                place.umount();
+            }
+        }
+        place.sh("umount fs/a/over part whole other fs");
     });
 }
 
