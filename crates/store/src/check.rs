@@ -303,6 +303,7 @@ impl Checker<'_> {
             .task(&format!("checking {short}"), blob.metadata().ok().map(|m| m.len()));
         let (applied, _) = unpack::unpack(
             &blob,
+            &format!("layer {short}"),
             Some(&l.diff_id),
             &fresh,
             self.store.options.limits,

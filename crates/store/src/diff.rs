@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plyfs_format::whiteout::{OPAQUE_MARKER, WHITEOUT_PREFIX};
 use serde::Serialize;
@@ -98,9 +98,9 @@ impl Diff {
         Ok(out)
     }
 
-    /// Writes the layer's tar; returns the time of the newest entry and their number.
-    pub fn tar(&self, out: &mut dyn Write) -> Result<(Option<Time>, u64)> {
-        let mut emit = Emit::new(out);
+    /// Writes the layer's tar to `out`, which messages call `to`; returns the time of the newest entry and their number.
+    pub fn tar(&self, out: &mut dyn Write, to: &Path) -> Result<(Option<Time>, u64)> {
+        let mut emit = Emit::new(out, to);
         self.walk(&mut |path, event| match event {
             Event::Here(node, _) => emit_node(&self.stack, &mut emit, path, node),
             Event::Replaced => emit.marker(join(path, OPAQUE_MARKER)),
@@ -212,9 +212,9 @@ fn emit_node<W: Write>(stack: &Stack, emit: &mut Emit<W>, path: &[u8], node: &No
     emit.file(path, &Source { at: (stack.root(top.layer)?, &top.path), data, stat: &node.stat })
 }
 
-/// Writes the merged view of layers as one tar.
-pub fn export(stack: &Stack, out: &mut dyn Write) -> Result<(Option<Time>, u64)> {
-    let mut emit = Emit::new(out);
+/// Writes the merged view of layers as one tar to `out`, which messages call `to`.
+pub fn export(stack: &Stack, out: &mut dyn Write, to: &Path) -> Result<(Option<Time>, u64)> {
+    let mut emit = Emit::new(out, to);
     if let Some(root) = stack.root_node(0)? {
         export_node(stack, &mut emit, b"", &root)?;
     }

@@ -87,6 +87,16 @@ pub enum Error {
         /// Its message or exit status.
         why: String,
     },
+    /// A container does not have the program that it is to run.
+    #[error("cannot run \"{command}\": {why}")]
+    Command {
+        /// The program's name, as given.
+        command: String,
+        /// Whether there is none, or one that may not be executed.
+        missing: bool,
+        /// Where it was looked for, or what it is.
+        why: String,
+    },
     /// This system, or this user, cannot do it.
     #[error("{0}")]
     Unsupported(String),
@@ -107,7 +117,17 @@ impl Error {
             Error::Database(_) => "database",
             Error::Registry { .. } => "registry",
             Error::Program { .. } => "program",
+            Error::Command { .. } => "command",
             Error::Unsupported(_) => "unsupported",
+        }
+    }
+
+    /// What a program that fails with this exits with: a container's missing command has the shell's codes, as in docker.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Command { missing: true, .. } => 127,
+            Error::Command { missing: false, .. } => 126,
+            _ => 1,
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -89,8 +90,15 @@ impl Store {
         let (link, dir) = (layout::new_link()?, work.path("layer-base"));
         layout::make_layer(&dir, &link, None, false)?;
         let task = self.options.progress.task("unpacking", Some(blob.size));
-        let (applied, chain) =
-            unpack::unpack(&blob.path, None, &dir.join("diff"), self.options.limits, self.ownership, &*task)?;
+        let (applied, chain) = unpack::unpack(
+            &blob.path,
+            "the archive",
+            None,
+            &dir.join("diff"),
+            self.options.limits,
+            self.ownership,
+            &*task,
+        )?;
         if applied.entries == 0 {
             return Err(Error::invalid("the archive", "an empty one is no root file system"));
         }
@@ -108,8 +116,9 @@ impl Store {
         let diff = self.open_diff(&c)?;
         let mut newest = None;
         let how = changes.compression.unwrap_or_default();
-        let (staged, diff_id) = blob::compose(work.path("layer.tar"), how, |out| {
-            newest = diff.tar(out)?.0;
+        let to = work.path("layer.tar");
+        let (staged, diff_id) = blob::compose(to.clone(), how, |out| {
+            newest = diff.tar(out, &to)?.0;
             Ok(())
         })?;
         let mut config = self.image_config(&base)?;
@@ -136,7 +145,7 @@ impl Store {
             }
             Err(e) => return Err(e),
         };
-        diff::export(&stack, out).map(drop)
+        diff::export(&stack, out, Path::new("the archive")).map(drop)
     }
 
     pub(crate) fn open_diff(&self, c: &Container) -> Result<Diff> {
@@ -177,10 +186,10 @@ impl Store {
         }
         let stack = Stack::open(std::slice::from_ref(&from), false)?;
         let task = self.options.progress.task(&format!("importing {}", from.display()), None);
-        let (staged, _) =
-            blob::compose(work.path("layer.tar"), changes.compression.unwrap_or_default(), |out| {
-                diff::export(&stack, &mut CountedWrite { inner: out, task: &*task }).map(drop)
-            })?;
+        let to = work.path("layer.tar");
+        let (staged, _) = blob::compose(to.clone(), changes.compression.unwrap_or_default(), |out| {
+            diff::export(&stack, &mut CountedWrite { inner: out, task: &*task }, &to).map(drop)
+        })?;
         Ok(staged)
     }
 
@@ -194,12 +203,24 @@ impl Store {
             Some(how) if how != staged.compression => {
                 let mut input =
                     blob::decoder(File::open(&staged.path).at("open", &staged.path)?).at("read", from)?;
-                let (again, _) = blob::compose(work.path("layer.tar"), how, |out| {
-                    std::io::copy(&mut input, out).map(drop).at("compress", from)
-                })?;
+                let to = work.path("layer.tar");
+                let (again, _) = blob::compose(to.clone(), how, |out| pump(&mut input, from, out, &to))?;
                 Ok(again)
             }
             _ => Ok(staged),
+        }
+    }
+}
+
+/// Copies all; says which of the two sides failed.
+fn pump(input: &mut dyn Read, from: &Path, out: &mut dyn std::io::Write, to: &Path) -> Result<()> {
+    let mut buf = vec![0u8; 256 << 10];
+    loop {
+        match input.read(&mut buf) {
+            Ok(0) => return Ok(()),
+            Ok(n) => out.write_all(buf.get(..n).unwrap_or_default()).at("write", to)?,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e).at("read", from),
         }
     }
 }

@@ -262,6 +262,7 @@ impl Store {
         let task = self.options.progress.task(&format!("unpacking {short}"), size);
         let (applied, _) = unpack::unpack(
             &j.blob,
+            &format!("layer {short}"),
             Some(&j.layer.diff_id),
             &j.dir.join("diff"),
             self.options.limits,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use plyfs_format::{Namespace, OverrideKind, OverrideStat, xattr};
 use rustix::fs::{FileType, OFlags, SeekFrom, Stat, major, minor};
@@ -28,6 +29,8 @@ pub struct Source<'a> {
 /// Writes entries, the second name of an inode as a hard link to the first.
 pub struct Emit<W: Write> {
     tar: Writer<W>,
+    /// What is being written, for messages.
+    to: PathBuf,
     seen: HashMap<(u64, u64), Vec<u8>>,
     /// The newest time of change so far.
     pub newest: Option<Time>,
@@ -36,14 +39,14 @@ pub struct Emit<W: Write> {
 }
 
 impl<W: Write> Emit<W> {
-    /// Writes to `out`.
-    pub fn new(out: W) -> Emit<W> {
-        Emit { tar: Writer::new(out), seen: HashMap::new(), newest: None, entries: 0 }
+    /// Writes to `out`, which messages call `to`.
+    pub fn new(out: W, to: &Path) -> Emit<W> {
+        Emit { tar: Writer::new(out), to: to.to_owned(), seen: HashMap::new(), newest: None, entries: 0 }
     }
 
     /// Ends the archive.
     pub fn finish(self) -> Result<(Option<Time>, u64)> {
-        self.tar.finish().at("write", "the archive")?.flush().at("write", "the archive")?;
+        self.tar.finish().at("write", &self.to)?.flush().at("write", &self.to)?;
         Ok((self.newest, self.entries))
     }
 
@@ -86,29 +89,29 @@ impl<W: Write> Emit<W> {
         e.size = f.metadata().at("stat", root.show(rel))?.len();
         e.sparse = holes(&f, e.size).at("seek", root.show(rel))?;
         self.write(&e)?;
-        self.data(&e, &mut f).at("read", root.show(rel))
+        self.data(&e, &mut f, &root.show(rel))
     }
 
     fn write(&mut self, e: &Entry) -> Result<()> {
         self.newest = self.newest.max(Some(e.mtime));
         self.entries += 1;
-        self.tar.entry(e).at("write", "the archive")
+        self.tar.entry(e).at("write", &self.to)
     }
 
-    fn data(&mut self, e: &Entry, f: &mut File) -> std::io::Result<()> {
+    fn data(&mut self, e: &Entry, f: &mut File, show: &Path) -> Result<()> {
         use std::io::Seek;
         let whole = [(0, e.size)];
         let mut buf = vec![0u8; usize::try_from(e.size.clamp(1, 256 << 10)).unwrap_or(4096)];
         for (offset, len) in e.sparse.as_deref().unwrap_or(&whole) {
             if e.sparse.is_some() {
-                f.seek(std::io::SeekFrom::Start(*offset))?;
+                f.seek(std::io::SeekFrom::Start(*offset)).at("seek", show)?;
             }
             let mut left = *len;
             while left > 0 {
                 let want = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
                 let part = buf.get_mut(..want).unwrap_or_default();
-                f.read_exact(part)?;
-                self.tar.data(part)?;
+                f.read_exact(part).at("read", show)?;
+                self.tar.data(part).at("write", &self.to)?;
                 left -= want as u64;
             }
         }

@@ -28,9 +28,10 @@ type Chunk = io::Result<Arc<[u8]>>;
 
 /// Unpacks the blob at `path` into the empty directory `into`; returns the DiffID too.
 ///
-/// `expected` is the DiffID that the image's configuration promises; another one is an error.
+/// `what` names it in messages. `expected` is the DiffID that the image's configuration promises; another one is an error.
 pub fn unpack(
     path: &Path,
+    what: &str,
     expected: Option<&Digest>,
     into: &Path,
     limits: Limits,
@@ -39,7 +40,6 @@ pub fn unpack(
 ) -> Result<(Applied, Digest)> {
     let file = File::open(path).at("open", path)?;
     let compressed = file.metadata().at("stat", path)?.len();
-    let name = path.file_name().unwrap_or_default().to_string_lossy().chars().take(19).collect::<String>();
     let (to_apply, from_read) = sync_channel::<Chunk>(QUEUE);
     let (to_hash, hash_in) = sync_channel::<Arc<[u8]>>(QUEUE);
     let (applied, diff_id) = std::thread::scope(|s| {
@@ -47,8 +47,7 @@ pub fn unpack(
             decompress(Counted { inner: file, task }, compressed, limits.ratio, &to_apply, &to_hash)
         });
         let hasher = s.spawn(move || hash(&hash_in));
-        let mut tar =
-            Reader::new(Chunks::new(from_read), format!("layer {name}"), limits, expected.is_none());
+        let mut tar = Reader::new(Chunks::new(from_read), what, limits, expected.is_none());
         let applied = apply::apply(&mut tar, into, ownership);
         drop(tar);
         (applied, hasher.join())
@@ -57,7 +56,7 @@ pub fn unpack(
     let diff_id = diff_id.map_err(|_| Error::Damaged("the digesting thread died".into()))?;
     match expected {
         Some(want) if *want != diff_id => Err(Error::Digest {
-            what: format!("layer {name}"),
+            what: what.to_owned(),
             expected: want.to_string(),
             found: diff_id.to_string(),
         }),

@@ -150,6 +150,18 @@ impl Drop for Small {
     }
 }
 
+/// Bytes that no compression makes smaller.
+fn noise(len: usize) -> Vec<u8> {
+    let mut x = 1u64;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x.to_le_bytes()
+    };
+    (0..len / 8).flat_map(|_| next()).collect()
+}
+
 #[test]
 fn a_full_disk_is_said_to_be_full_and_leaves_nothing_behind() {
     if !is_root() {
@@ -167,6 +179,16 @@ fn a_full_disk_is_said_to_be_full_and_leaves_nothing_behind() {
         assert!(store.images().unwrap().is_empty());
         assert!(store.check(CheckOptions::default()).unwrap().is_empty());
     }
+    // The same from a directory: what is said is what was being written, and where.
+    let tree = small.dir.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("f"), noise(32 << 20)).unwrap();
+    let e = store.import(&tree, "big:1", &Changes::default()).unwrap_err();
+    let text = e.to_string();
+    assert!(
+        e.kind() == "no-space" && text.starts_with("write ") && text.contains("/store/staging/"),
+        "{text}"
+    );
     // Nothing of the failures takes room: what fits still does.
     store.import(&fits, "fits:1", &Changes::default()).unwrap();
     store.create("fits:1", Some("c"), None).unwrap();

@@ -138,6 +138,44 @@ fn a_running_container_takes_commands_and_is_stopped() {
     assert!(matches!(h.store.state(&h.store.container("c").unwrap()).unwrap(), State::Exited(_)));
 }
 
+#[test]
+fn a_command_that_is_not_there_is_127_and_one_that_may_not_be_executed_126() {
+    if !can_run() {
+        return;
+    }
+    let h = home();
+    let words = |w: &str| RunOptions { cmd: vec![w.into()], ..RunOptions::default() };
+    for (cmd, code) in [("nosuch", 127), ("/bin/nosuch", 127), ("/etc/passwd", 126), ("/etc", 126)] {
+        let e = h.store.prepare("box:1", &words(cmd)).unwrap_err();
+        assert_eq!((e.kind(), e.exit_code()), ("command", code), "{e}");
+        assert!(e.to_string().contains(cmd) && !e.to_string().contains('\n'), "{e}");
+        assert!(h.store.containers().unwrap().is_empty(), "nothing is left of it");
+    }
+    let o = RunOptions {
+        name: Some("c".into()),
+        cmd: ["sleep", "100"].map(str::to_owned).to_vec(),
+        ..RunOptions::default()
+    };
+    let c = h.store.prepare("box:1", &o).unwrap();
+    let log = h.path("log");
+    std::thread::scope(|s| {
+        s.spawn(|| h.store.supervise(&c.id, Some(&log)).unwrap());
+        for _ in 0..500 {
+            if matches!(h.store.state(&c).unwrap(), State::Running(_)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for (cmd, code) in [("nosuch", 127), ("/etc/passwd", 126)] {
+            let e = h.store.exec("c", &[cmd.into()], &RunOptions::default()).unwrap_err();
+            assert_eq!(e.exit_code(), code, "{e}");
+        }
+        let o = RunOptions { env: vec!["PATH=/etc:/bin".into()], ..RunOptions::default() };
+        assert_eq!(h.store.exec("c", &["pwd".into()], &o).unwrap(), 0);
+        h.store.stop("c", Duration::from_millis(200)).unwrap();
+    });
+}
+
 /// Case 15: the runtime would mount /proc where the link points.
 #[test]
 fn mountpoints_that_are_symlinks_are_refused() {

@@ -144,7 +144,7 @@ pub enum StoreCommand {
         /// The container or image
         name: String,
     },
-    /// Run a command in a new container
+    /// Run a command in a new container; exits as it does, with 127 if it is missing and 126 if it may not be executed
     Run(RunArgs),
     /// Run one more command in a running container
     Exec(ExecArgs),

@@ -122,7 +122,7 @@ pub fn main(line: &[OsString]) -> ExitCode {
             };
             // Nobody to tell if standard error is gone.
             match writeln!(std::io::stderr(), "{line}") {
-                Ok(()) | Err(_) => ExitCode::FAILURE,
+                Ok(()) | Err(_) => ExitCode::from(e.exit_code()),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Owns starting, the process that stays beside a detached container, exec, stop and logs. What the container
 //! sees is in `config.rs`; who it runs as, in `user.rs`; namespaces and cgroups are the runtime's.
 
+mod command;
 mod config;
 mod user;
 
@@ -20,6 +21,8 @@ use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::mount::Backend;
 use crate::store::Store;
+use command::Start;
+use user::User;
 
 /// Which network a container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -152,6 +155,7 @@ impl Store {
         })?;
         let config = self.image_config(&image)?;
         let spec = config::spec(c, &config, o, &merged)?;
+        require_command(&merged, &spec)?;
         let bundle = self.layout.container(&c.id);
         let text = serde_json::to_vec_pretty(&spec).at("encode", &bundle)?;
         durable::replace(&bundle.join("config.json"), &text, 0o600)?;
@@ -205,8 +209,9 @@ impl Store {
         if o.tty {
             run.arg("--tty");
         }
-        if let Some(u) = &o.user {
-            let u = user::resolve(&Root::open(&self.merged(&c))?, u)?;
+        let user = o.user.as_ref().map(|u| user::resolve(&Root::open(&self.merged(&c))?, u)).transpose()?;
+        self.require_in_running(&c, cmd, o, user.as_ref())?;
+        if let Some(u) = user {
             run.arg("--user").arg(format!("{}:{}", u.uid, u.gid));
         }
         if let Some(d) = &o.workdir {
@@ -220,6 +225,29 @@ impl Store {
             .status()
             .map_err(|e| Error::Program { program: how.runtime.display().to_string(), why: e.to_string() })?;
         Ok(exit_code(status))
+    }
+
+    /// Fails if the running container has no such program: its root is looked at as its first process sees it.
+    fn require_in_running(
+        &self,
+        c: &Container,
+        cmd: &[String],
+        o: &RunOptions,
+        user: Option<&User>,
+    ) -> Result<()> {
+        let State::Running(pid) = self.state(c)? else { return Ok(()) };
+        // The dot: the link itself is not to be opened. Who may not look leaves it to the runtime.
+        let Ok(root) = Root::open(&PathBuf::from(format!("/proc/{pid}/root/."))) else { return Ok(()) };
+        let path = self.layout.container(&c.id).join("config.json");
+        let spec: Value = serde_json::from_slice(&durable::read_small(&path, 4 << 20)?).at("read", &path)?;
+        let first = spec.get("process").cloned().unwrap_or_default();
+        let own = first.get("env").and_then(Value::as_array).cloned().unwrap_or_default();
+        let env: Vec<Value> = own.into_iter().chain(o.env.iter().cloned().map(Value::from)).collect();
+        let cwd =
+            o.workdir.clone().map_or_else(|| first.get("cwd").cloned().unwrap_or_default(), Value::from);
+        let process = serde_json::json!({"args": cmd, "env": env, "cwd": cwd});
+        let user = user.cloned().unwrap_or_else(|| spec_user(&first));
+        Start { root: &root, covered: &[], user: &user }.require(&process)
     }
 
     /// Ends a running container: asked first, killed after `patience`.
@@ -286,6 +314,29 @@ impl Store {
             cmd.arg("--cgroup-manager=disabled");
         }
         Ok(cmd)
+    }
+}
+
+/// Fails if the root at `merged` lacks the program that `spec` names.
+fn require_command(merged: &Path, spec: &Value) -> Result<()> {
+    let root = Root::open(merged)?;
+    let mounts = spec.get("mounts").and_then(Value::as_array).into_iter().flatten();
+    let covered: Vec<PathBuf> =
+        mounts.filter_map(|m| m.get("destination")?.as_str()).map(PathBuf::from).collect();
+    let process = spec.get("process").cloned().unwrap_or_default();
+    Start { root: &root, covered: &covered, user: &spec_user(&process) }.require(&process)
+}
+
+/// The numbers of a runtime-spec's process.
+fn spec_user(process: &Value) -> User {
+    let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+    let id = |key: &str| process.pointer(key).and_then(number).unwrap_or(0);
+    let more = process.pointer("/user/additionalGids").and_then(Value::as_array);
+    User {
+        uid: id("/user/uid"),
+        gid: id("/user/gid"),
+        groups: more.into_iter().flatten().filter_map(number).collect(),
+        home: None,
     }
 }
 
