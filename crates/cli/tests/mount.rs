@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use common::{Place, as_root, fail, names, wait_until};
+use plyfs_testkit::need::{Need, met};
 
 /// What `plyfs list` says of the mount; others may be there on the machine.
 fn listed(place: &Place) -> Option<serde_json::Value> {
@@ -251,8 +252,7 @@ fn who_may_set_it_reads_further_ahead_than_a_fuse_file_system_does_of_itself() {
         let device = rustix::fs::stat(place.at("merged")).unwrap().st_dev;
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let setting = std::path::PathBuf::from(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"));
-        if std::fs::OpenOptions::new().write(true).open(&setting).is_err() {
-            eprintln!("skipped: {} cannot be written here", setting.display());
+        if !met(&[Need::Writable(&setting)]) {
             return;
         }
         let kib: u64 = std::fs::read_to_string(&setting).unwrap().trim().parse().unwrap();

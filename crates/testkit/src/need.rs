@@ -18,6 +18,8 @@ pub enum Need<'a> {
     Filesystem(&'a str),
     /// User namespaces may be made.
     UserNamespace,
+    /// A setting of the system, in sysfs or procfs, may be written.
+    Writable(&'a Path),
 }
 
 impl Need<'_> {
@@ -34,6 +36,10 @@ impl Need<'_> {
             Need::UserNamespace => {
                 let limit = std::fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
                 (limit.trim().parse().unwrap_or(0) == 0).then(|| "needs user namespaces".to_owned())
+            }
+            Need::Writable(setting) => {
+                let opened = std::fs::File::options().write(true).open(setting);
+                opened.err().map(|cause| format!("needs to write {}: {cause}", setting.display()))
             }
         }
     }
@@ -85,6 +91,13 @@ mod tests {
         let reason = Need::Tool("no-such-command-anywhere").missing().unwrap();
         assert!(reason.contains("no-such-command-anywhere"));
         assert_eq!(Need::Tool("sh").missing(), None);
+    }
+
+    #[test]
+    fn a_setting_that_cannot_be_written_is_named_in_the_reason() {
+        let reason = Need::Writable(Path::new("/proc/self/no-such-setting")).missing().unwrap();
+        assert!(reason.contains("no-such-setting"), "{reason}");
+        assert_eq!(Need::Writable(Path::new("/proc/self/oom_score_adj")).missing(), None);
     }
 
     #[test]
