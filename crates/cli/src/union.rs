@@ -81,11 +81,13 @@ fn flags(mount: &MountFlags) -> Flags {
         nosuid: mount.nosuid.unwrap_or(false),
         nodev: mount.nodev.unwrap_or(false),
         noexec: mount.noexec.unwrap_or(false),
+        nosymfollow: mount.nosymfollow.unwrap_or(false),
         noatime: mount.atime == Some(Atime::NoAtime),
         nodiratime: mount.nodiratime.unwrap_or(false),
         relatime: mount.atime == Some(Atime::RelAtime),
         strictatime: mount.atime == Some(Atime::StrictAtime),
         sync: mount.sync.unwrap_or(false),
         dirsync: mount.dirsync,
+        lazytime: mount.lazytime.unwrap_or(false),
     }
 }

@@ -102,6 +102,43 @@ fn a_mount_can_be_made_read_only_and_writable_again() {
 }
 
 #[test]
+fn a_remount_keeps_each_flag_that_it_does_not_name() {
+    as_root("a_remount_keeps_each_flag_that_it_does_not_name", |place| {
+        place.write("a/f", "x");
+        place.dirs(&["upper", "work", "merged"]);
+        let flags = || {
+            let line = place.mounts().pop().unwrap();
+            let words: Vec<_> = line.split(' ').collect();
+            let mut flags: Vec<_> =
+                [words[5], words[words.len() - 1]].iter().flat_map(|all| all.split(',')).collect();
+            flags.sort_unstable();
+            flags.dedup();
+            flags.join(",")
+        };
+        for chosen in [
+            "nosuid,nodev,noexec,nosymfollow,noatime,nodiratime,sync,dirsync,lazytime",
+            "nosymfollow,lazytime,relatime",
+            "nosymfollow,strictatime,nodiratime",
+        ] {
+            let options = format!("lowerdir=a,upperdir=upper,workdir=work,{chosen}");
+            place.run(&["mount", "-o", &options, "merged"]);
+            let before = flags();
+            for flag in chosen.split(',').filter(|flag| *flag != "strictatime") {
+                assert!(before.split(',').any(|one| one == flag), "{flag}: {before}");
+            }
+            assert_eq!(before.contains("relatime"), chosen.contains("relatime"), "{before}");
+            place.run(&["mount", "-o", "remount,ro", "merged"]);
+            assert_ne!(flags(), before);
+            place.run(&["mount", "-o", "remount,rw", "merged"]);
+            assert_eq!(flags(), before);
+            place.run(&["mount", "-o", "remount,symfollow,nolazytime", "merged"]);
+            assert!(!flags().contains("symfollow") && !flags().contains("lazytime"), "{}", flags());
+            place.umount();
+        }
+    });
+}
+
+#[test]
 fn mount_8_and_fstab_find_the_helper() {
     as_root("mount_8_and_fstab_find_the_helper", |place| {
         place.write("a/f", "x");

@@ -143,12 +143,14 @@ fn mount_flags(flags: Flags) -> mount::MountFlags {
     all.set(M::NOSUID, flags.nosuid);
     all.set(M::NODEV, flags.nodev);
     all.set(M::NOEXEC, flags.noexec);
+    all.set(M::NOSYMFOLLOW, flags.nosymfollow);
     all.set(M::NOATIME, flags.noatime);
     all.set(M::NODIRATIME, flags.nodiratime);
     all.set(M::RELATIME, flags.relatime);
     all.set(M::STRICTATIME, flags.strictatime);
     all.set(M::SYNCHRONOUS, flags.sync);
     all.set(M::DIRSYNC, flags.dirsync);
+    all.set(M::LAZYTIME, flags.lazytime);
     all
 }
 
@@ -222,6 +224,8 @@ fn fusermount_options(options: &MountOptions) -> String {
         (flags.nosuid, "nosuid"),
         (flags.nodev, "nodev"),
         (flags.noexec, "noexec"),
+        // Unknown to fusermount before 3.17, which then refuses: better than to follow what shall not be followed.
+        (flags.nosymfollow, "nosymfollow"),
         (flags.noatime, "noatime"),
         (flags.nodiratime, "nodiratime"),
         (flags.sync, "sync"),

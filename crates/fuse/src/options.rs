@@ -41,12 +41,14 @@ pub struct Flags {
     pub nosuid: bool,
     pub nodev: bool,
     pub noexec: bool,
+    pub nosymfollow: bool,
     pub noatime: bool,
     pub nodiratime: bool,
     pub relatime: bool,
     pub strictatime: bool,
     pub sync: bool,
     pub dirsync: bool,
+    pub lazytime: bool,
 }
 
 impl Default for MountOptions {

@@ -36,11 +36,15 @@ fn flags(now: &MountInfo, wanted: &MountFlags) -> Flags {
     choose(Flags::NOSUID, "nosuid", wanted.nosuid);
     choose(Flags::NODEV, "nodev", wanted.nodev);
     choose(Flags::NOEXEC, "noexec", wanted.noexec);
+    choose(Flags::NOSYMFOLLOW, "nosymfollow", wanted.nosymfollow);
+    choose(Flags::LAZYTIME, "lazytime", wanted.lazytime);
     choose(Flags::NODIRATIME, "nodiratime", wanted.nodiratime);
     choose(Flags::SYNCHRONOUS, "sync", wanted.sync);
     choose(Flags::DIRSYNC, "dirsync", wanted.dirsync.then_some(true));
     choose(Flags::NOATIME, "noatime", wanted.atime.map(|atime| atime == Atime::NoAtime));
     choose(Flags::RELATIME, "relatime", wanted.atime.map(|atime| atime == Atime::RelAtime));
-    choose(Flags::STRICTATIME, "strictatime", wanted.atime.map(|atime| atime == Atime::StrictAtime));
+    // It has no word in the mount table.
+    let strict = !now.has_option("noatime") && !now.has_option("relatime");
+    flags.set(Flags::STRICTATIME, wanted.atime.map_or(strict, |atime| atime == Atime::StrictAtime));
     flags
 }
