@@ -51,7 +51,7 @@ impl Overlay {
     /// Offers the data of a small lower file to the front end's cache, once: it spares the first read its round trip.
     /// Nothing is offered beside a copy-up, so that what is written after it cannot be overwritten by what was below.
     pub fn offer_data(&self, node: NodeId, offer: impl FnOnce(&[u8])) {
-        const SMALL: usize = 16 << 10;
+        const SMALL: u64 = 16 << 10;
         let Ok(node) = self.node(node) else { return };
         let Body::Leaf(leaf) = &node.body else { return };
         if leaf.usage().offered.swap(true, Ordering::AcqRel) {
@@ -62,18 +62,15 @@ impl Overlay {
             return;
         }
         let Ok(file) = self.shared_file(&node) else { return };
-        // Only what is in memory: who opens a file need not read it.
-        let mut data = vec![0; SMALL + 1];
-        match file.pread_cached(&mut data, 0) {
-            Ok(count) if (1..=SMALL).contains(&count) => {
-                data.truncate(count);
-                // A read that stopped short of the end would be taken for the whole file.
-                if file.stat().is_ok_and(|stat| stat.size == count as u64) {
-                    offer(&data);
-                }
-            }
-            // Larger, empty, or unreadable: the read itself will say.
-            _ => {}
+        // Larger, empty, or unreadable: the read itself will say.
+        let Some(size) = file.stat().ok().map(|stat| stat.size).filter(|size| (1..=SMALL).contains(size))
+        else {
+            return;
+        };
+        // Only what is in memory: who opens a file need not read it. A part would be taken for the whole file.
+        let mut data = vec![0; size as usize];
+        if file.pread_cached(&mut data, 0).is_ok_and(|count| count == data.len()) {
+            offer(&data);
         }
     }
 

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
     AtFlags, FallocateFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, Uid, XattrFlags,
 };
-use rustix::io::ReadWriteFlags;
 
 use crate::handle::{self, FileHandle};
 use crate::inode_flags::{self, FsxAttr, InodeFlags};
@@ -135,16 +134,6 @@ impl File {
 
 /// Data.
 impl File {
-    /// As [`pread`](Self::pread), but only what is in memory: 0 where the medium would have to be asked, or the file system
-    /// cannot tell (preadv2(2) with `RWF_NOWAIT`).
-    pub fn pread_cached(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let mut parts = [std::io::IoSliceMut::new(buf)];
-        match rustix::io::preadv2(&self.fd, &mut parts, offset, ReadWriteFlags::NOWAIT) {
-            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(0),
-            done => done,
-        }
-    }
-
     /// Reads at `offset` until `buf` is full or the file ends, and returns the number of bytes (pread(2)).
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;

@@ -33,6 +33,7 @@ mod lock;
 pub mod malloc;
 pub mod mount;
 pub mod mountinfo;
+mod page_cache;
 pub mod process;
 pub mod random;
 mod raw;
