@@ -155,9 +155,9 @@ impl Operations {
         kill_priv: bool,
         out: &mut Output,
     ) -> Outcome {
-        self.executing.check(node, flags)?;
+        let opening = self.executing.begin(node, flags)?;
         let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
-        self.executing.opened(node, flags);
+        opening.done();
         let given = OpenGiven { node, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
         let choice = self.choose(&opened, given);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
