@@ -44,6 +44,8 @@ enum Command {
     Deny,
     /// Measure plyfs beside the kernel's overlay, fuse-overlayfs and a plain directory
     Bench(bench::BenchArgs),
+    /// Time what people do in a container on plyfs, the kernel's overlay and fuse-overlayfs (as root)
+    BenchContainer(bench::container::Args),
     /// Apply the same random operations to plyfs and the kernel overlay, and compare (long run; as root)
     Differential(differential::Args),
     /// Change a mount from many threads while another walks it and a large file is copied up (as root)
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Layering => layering::run(),
         Command::Deny => policy::run(),
         Command::Bench(args) => bench::run(&args),
+        Command::BenchContainer(args) => bench::container::run(&args),
         Command::Differential(args) => differential::run(&args),
         Command::Stress(args) => stress::run(&args),
         Command::PowerCut(args) => power_cut::run(&args),

@@ -4,8 +4,10 @@
 //! meets all of them; the figure is the median of the rounds. Everything happens in one directory, which
 //! is unmounted and deleted at the end, also after an error. Needs root.
 
+pub mod container;
 mod data;
 mod fixture;
+mod interrupted;
 mod memory;
 mod metadata;
 mod ops;
@@ -18,7 +20,6 @@ mod tree;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -61,8 +62,6 @@ pub struct BenchArgs {
     without_plyfs: bool,
 }
 
-/// A signal asked for the end: what is mounted is taken down first.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 const INSTALL_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Measures, prints the table, and writes the figures as JSON.
@@ -75,13 +74,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the benchmark mounts and drops caches: it needs root");
     }
-    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("signal handler")?;
-    let bench = Bench::new(&args.dir, binaries(args)?)?;
+    interrupted::watch()?;
+    let bench = Bench::new(&args.dir, binaries(args.plyfs.as_deref(), args.without_plyfs)?)?;
     let mut report = Report::new(&rows);
     for row in &rows {
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            bail!("interrupted");
-        }
+        interrupted::check()?;
         for (peer, figure) in measure_row(&bench, row, args) {
             report.add(row, peer, figure);
         }
@@ -107,7 +104,7 @@ fn selected(args: &BenchArgs) -> Result<Vec<Row>> {
 }
 
 /// The programs to measure: plyfs is built, fuse-overlayfs installed where it is missing.
-fn binaries(args: &BenchArgs) -> Result<HashMap<Peer, PathBuf>> {
+fn binaries(given: Option<&Path>, without_plyfs: bool) -> Result<HashMap<Peer, PathBuf>> {
     let root = workspace::root()?;
     let mut binaries = HashMap::new();
     let rival = root.join("target/tools/bin/fuse-overlayfs");
@@ -119,9 +116,9 @@ fn binaries(args: &BenchArgs) -> Result<HashMap<Peer, PathBuf>> {
         }
     }
     binaries.insert(Peer::FuseOverlayfs, rival);
-    if let Some(plyfs) = &args.plyfs {
-        binaries.insert(Peer::Plyfs, plyfs.clone());
-    } else if !args.without_plyfs {
+    if let Some(plyfs) = given {
+        binaries.insert(Peer::Plyfs, plyfs.to_owned());
+    } else if !without_plyfs {
         let mut build = Command::new("cargo");
         build.current_dir(&root).args(["build", "--release", "--locked", "--package", "plyfs"]);
         if !child::run(&mut build, INSTALL_LIMIT)?.success() {
@@ -187,9 +184,7 @@ fn sample(
     mounted: &mut Option<Mount>,
     args: &BenchArgs,
 ) -> Result<f64> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
-        bail!("interrupted");
-    }
+    interrupted::check()?;
     if row.mounted == Mounted::EachRound {
         *mounted = None;
     }

@@ -79,7 +79,11 @@ impl Bench {
 
     /// Mounts a peer over a fixture with an empty upper; `options` are added to the layers'.
     pub fn mount(&self, peer: Peer, fixture: Fixture, options: &[&str]) -> Result<Mount> {
-        let lowers = self.lowers(fixture)?;
+        self.mount_over(peer, self.lowers(fixture)?, options)
+    }
+
+    /// Mounts a peer over these layers, the top one first, with an empty upper.
+    pub fn mount_over(&self, peer: Peer, lowers: Vec<PathBuf>, options: &[&str]) -> Result<Mount> {
         let number = self.mounts.fetch_add(1, Ordering::Relaxed);
         let home = self.path("m").join(format!("{}{number}", peer.name()));
         let home = Home { upper: home.join("u"), work: home.join("w"), target: home.join("t"), home };
@@ -93,13 +97,7 @@ impl Bench {
         }
         statfs(&home.target).with_context(|| format!("{} is not usable", peer.name()))?;
         let took = start.elapsed();
-        Ok(Mount {
-            root: home.target.clone(),
-            home,
-            binary: self.binaries.get(&peer).cloned(),
-            took,
-            fixture,
-        })
+        Ok(Mount { root: home.target.clone(), home, binary: self.binaries.get(&peer).cloned(), took, lowers })
     }
 
     /// Writes what is dirty in the file system of the directory to its disk, so that no later row pays for it.
@@ -151,8 +149,8 @@ pub struct Mount {
     pub root: PathBuf,
     /// From the call of the front door to a usable mount.
     pub took: Duration,
-    /// What it was mounted over.
-    pub fixture: Fixture,
+    /// What it was mounted over, the top layer first.
+    pub lowers: Vec<PathBuf>,
     home: Home,
     binary: Option<PathBuf>,
 }

@@ -30,7 +30,8 @@ impl Figure {
     }
 }
 
-fn median(samples: &[f64]) -> Option<f64> {
+/// The middle sample.
+pub fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = *sorted.get(sorted.len() / 2)?;
@@ -168,7 +169,7 @@ fn verdict(figure: Option<f64>, limit: Option<f64>, unit: Unit) -> (String, &'st
 }
 
 /// Three significant digits.
-fn significant(value: f64) -> String {
+pub fn significant(value: f64) -> String {
     match value.abs() {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),

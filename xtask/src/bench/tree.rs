@@ -83,8 +83,8 @@ fn by_depth(depth: usize) -> Vec<Row> {
 /// Stats the bottom layer's files below the mount, and asks each layer for a name it has not.
 fn warm_lowers(site: &Site) -> Result<()> {
     let Some(mount) = site.mount else { return Ok(()) };
-    let lowers = site.bench.lowers(mount.fixture)?;
-    for lower in &lowers {
+    let lowers = &mount.lowers;
+    for lower in lowers {
         ops::list(rustix::fs::open(lower.join("d"), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())?)?;
     }
     let bottom = lowers.last().context("no layers")?;

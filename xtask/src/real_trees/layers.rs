@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use plyfs_testkit::mount::{Driver, Stack};
 
 use super::work;
@@ -36,6 +36,41 @@ const CHANGES: &str = "rm -rf /usr/share/doc && mkdir -p /usr/share/doc && echo 
     printf '#include <stdio.h>\\nint f7(void);\\nint main(void) { printf(\"%%d\\\\n\", f7()); return 0; }\\n' > main.c
     git add . && git commit -q -m first";
 
+/// What a container's work needs besides: Python's pip, packages to install and to purge, a repository, sources, a wheel.
+const CONTAINER: &str = "apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-pip python3-wheel vim
+    mkdir -p /material/debs /material/wheels && cd /material/debs && chown _apt . && apt-get -qq download cmake-data hello tree
+    mkdir -p /material/repo && cd /material/repo && git init -q -b main .
+    for d in $(seq 1 60); do mkdir d$d; for f in $(seq 1 50); do seq $d $((d + f * 9)) > d$d/f$f; done; done
+    git add . && git commit -qm first && git mv d1 moved && git commit -qm second && git gc -q
+    mkdir -p /material/c && cd /material/c
+    for n in $(seq 1 80); do printf '#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\n#include <unistd.h>\nint f%d(void) { return (int) strlen(\"%d\"); }\n' $n $n > f$n.c; done
+    printf 'int f9(void);\n#include <stdio.h>\nint main(void) { printf(\"%%d\\\\n\", f9()); return 0; }\n' > main.c
+    printf 'prog: $(patsubst %%.c,%%.o,$(wildcard *.c))\n\tgcc -o $@ $^\n' > Makefile
+    mkdir -p /tmp/wheel/plywood && cd /tmp/wheel
+    for n in $(seq 1 800); do echo \"VALUE = $n\" > plywood/m$n.py; done; touch plywood/__init__.py
+    mkdir plywood-1.dist-info && printf 'Wheel-Version: 1.0\nGenerator: plyfs\nRoot-Is-Purelib: true\nTag: py3-none-any\n' > plywood-1.dist-info/WHEEL
+    printf 'Metadata-Version: 2.1\nName: plywood\nVersion: 1\n' > plywood-1.dist-info/METADATA
+    printf 'plywood-1.dist-info/RECORD,,\n' > plywood-1.dist-info/RECORD
+    python3 -c 'import shutil; shutil.make_archive(\"/material/wheels/plywood-1-py3-none-any\", \"zip\", \".\")'
+    mv /material/wheels/plywood-1-py3-none-any.zip /material/wheels/plywood-1-py3-none-any.whl && rm -rf /tmp/wheel";
+
+/// The layers of a container for the benchmark, topmost first: plain ones, without redirects. Made if they are not there.
+pub fn container(home: &Path) -> Result<Vec<PathBuf>> {
+    let [_, tools, base] =
+        <[PathBuf; 3]>::try_from(lowers(home)?).map_err(|_| anyhow!("not three layers"))?;
+    let (material, complete) = (home.join("container"), home.join("container-complete"));
+    if !complete.exists() {
+        println!("making {}", material.display());
+        if material.exists() {
+            fs::remove_dir_all(&material).with_context(|| material.display().to_string())?;
+        }
+        layer(home, &[tools.clone(), base.clone()], &material, CONTAINER, "off")?;
+        fs::write(&complete, "").context("marking the layer complete")?;
+    }
+    Ok(vec![material, tools, base])
+}
+
 /// The layers below `home`, topmost first; made if they are not there.
 pub fn lowers(home: &Path) -> Result<Vec<PathBuf>> {
     let layers = ["changes", "tools", "base"].map(|name| home.join(name));
@@ -58,13 +93,13 @@ fn make(home: &Path, [changes, tools, base]: &[PathBuf; 3]) -> Result<()> {
         bail!("debootstrap failed");
     }
     pass_on_apt(base)?;
-    layer(home, std::slice::from_ref(base), tools, TOOLS)?;
-    layer(home, &[tools.clone(), base.clone()], changes, CHANGES)?;
+    layer(home, std::slice::from_ref(base), tools, TOOLS, "on")?;
+    layer(home, &[tools.clone(), base.clone()], changes, CHANGES, "on")?;
     fs::write(home.join(COMPLETE), "").context("marking the layers complete")
 }
 
 /// Makes `upper` by running a script over `lowers`.
-fn layer(home: &Path, lowers: &[PathBuf], upper: &Path, script: &str) -> Result<()> {
+fn layer(home: &Path, lowers: &[PathBuf], upper: &Path, script: &str, redirect: &str) -> Result<()> {
     let [work, target] = ["work", "merged"].map(|name| home.join(name));
     for path in [upper, &work, &target] {
         fs::create_dir_all(path).with_context(|| path.display().to_string())?;
@@ -72,7 +107,7 @@ fn layer(home: &Path, lowers: &[PathBuf], upper: &Path, script: &str) -> Result<
     let stack = Stack {
         lowers: lowers.to_vec(),
         upper: Some((upper.to_owned(), work.clone())),
-        options: vec!["redirect_dir=on".to_owned()],
+        options: vec![format!("redirect_dir={redirect}")],
     };
     let mounted = Driver::Kernel.mount(&stack, &target)?;
     work::step(mounted.path(), script).with_context(|| format!("making {}", upper.display()))?;

@@ -1,8 +1,8 @@
 //! `cargo xtask real-trees`: a Debian root in three layers, in which packages are installed, git works and a compiler
 //! runs; on plyfs and on the kernel's overlay. The resulting trees must be the same, file by file.
 
-mod layers;
-mod work;
+pub mod layers;
+pub mod work;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
