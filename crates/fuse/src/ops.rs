@@ -430,3 +430,65 @@ fn set_attr(set: &SetAttrIn) -> SetAttr {
         kill_priv: valid.contains(SetAttrValid::KILL_SUIDGID) || valid.is_empty(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use plyfs_core::{Settings, Shareable};
+    use plyfs_format::StackSpec;
+
+    use super::*;
+    use crate::backing::{BackingId, Registry};
+
+    /// A kernel that takes every file as backing.
+    struct TakesAll;
+
+    impl Registry<Shareable> for TakesAll {
+        fn register(&self, _: &Shareable) -> Option<BackingId> {
+            Some(BackingId(1))
+        }
+
+        fn drop_id(&self, _: BackingId) {}
+    }
+
+    #[test]
+    fn pages_are_not_kept_if_the_file_was_copied_up_and_written_before_the_open_was_counted() {
+        let layers = tempfile::tempdir().unwrap();
+        for name in ["lower", "upper", "work"] {
+            std::fs::create_dir(layers.path().join(name)).unwrap();
+        }
+        std::fs::write(layers.path().join("lower/file"), "old").unwrap();
+        let at = layers.path().display();
+        let options = format!("lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work");
+        let spec = StackSpec::parse(&[options]).unwrap().spec;
+        let operations = Operations {
+            overlay: Overlay::assemble(&spec, &Settings::default()).unwrap(),
+            modes: IoModes::new(Some(Box::new(TakesAll))),
+            executing: Executing::default(),
+            timeouts: Timeouts::FOREVER,
+            writeback: false,
+            fsync: true,
+        };
+        let overlay = &operations.overlay;
+        let caller = Caller { uid: 0, gid: 0, pid: 1, umask: 0 };
+        let node = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().node;
+        let open = |flags| {
+            let opened = overlay.open(&caller, node, flags, false).unwrap();
+            let given = OpenGiven { node, handle: opened.handle, maps: maps(flags), executes: false };
+            (opened, given)
+        };
+        let cached = |open: &(Opened, OpenGiven)| {
+            operations.choose(&open.0, open.1).flags.contains(OpenFlags::KEEP_CACHE)
+        };
+
+        let first = open(0);
+        assert!(cached(&first), "what is in the page cache is the lower's, and stays so");
+        operations.release(first.1);
+        // The engine has opened the lower file, and before that is counted the file is written by passthrough.
+        let reader = open(0);
+        let (writer, given) = open(O_WRONLY);
+        assert!(operations.choose(&writer, given).backing.is_some());
+        operations.release(given);
+        operations.modes.forgotten(node);
+        assert!(!cached(&reader), "the page cache has what lay in the lower");
+    }
+}
