@@ -72,7 +72,7 @@ pub enum Command {
 /// `plyfs mount`.
 #[derive(Debug, Default, Clone, Args)]
 pub struct MountArgs {
-    /// Mount options, separated by commas: lowerdir=A:B:C (topmost first), upperdir=U, workdir=W, ro, allow_other, …
+    /// Mount options, separated by commas: lowerdir=A:B:C (topmost first), upperdir=U, workdir=W, ro, allow_other, lower_passthrough, …
     #[arg(short, value_name = "OPTIONS")]
     pub options: Vec<OsString>,
     /// Stay in the foreground

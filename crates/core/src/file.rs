@@ -215,10 +215,11 @@ impl Overlay {
 
     /// Makes a handle of an open file.
     pub(crate) fn opened(&self, node: &Arc<Node>, file: Arc<File>, writes: bool) -> Opened {
-        let data = if self.writable() && !file.is_writable_grant() {
-            Data::LowerOfWritable
-        } else {
-            Data::Shareable(Shareable { file: Arc::clone(&file) })
+        let shareable = || Shareable { file: Arc::clone(&file) };
+        let data = match self.writable() && !file.is_writable_grant() {
+            true if self.features.lower_passthrough && !writes => Data::UntilCopyUp(shareable()),
+            true => Data::LowerOfWritable,
+            false => Data::Shareable(shareable()),
         };
         let file = parking_lot::Mutex::new(file);
         let failures_told = match &node.body {

@@ -40,6 +40,12 @@ impl Overlay {
         }
     }
 
+    /// Whether a node is still remembered.
+    #[must_use]
+    pub fn remembers(&self, node: NodeId) -> bool {
+        self.table.get(node).is_some()
+    }
+
     /// The node with that id.
     pub(crate) fn node(&self, id: NodeId) -> Result<Arc<Node>> {
         self.table.get(id).ok_or(Errno::STALE)

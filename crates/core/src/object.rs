@@ -170,9 +170,9 @@ pub trait DirSink {
     fn push(&mut self, entry: &DirEntry<'_>);
 }
 
-/// A real file that the kernel may read and write without asking the engine: a file in upper, or any file of a stack
-/// that has no upper. Only the engine makes one, so a writer can never be given a file of a lower layer under an
-/// upper (invariant 2).
+/// A real file that the kernel may read and write without asking the engine: a file in upper, any file of a stack that has
+/// no upper, or, where it was asked for, a lower file for an open that only reads. Only the engine makes one, so a writer
+/// can never be given a file of a lower layer under an upper (invariant 2).
 #[derive(Clone, Debug)]
 pub struct Shareable {
     pub(crate) file: Arc<plyfs_sys::File>,
@@ -191,6 +191,9 @@ impl Shareable {
 pub enum Data {
     /// The kernel may go to this file directly.
     Shareable(Shareable),
+    /// The kernel may go to this lower file directly, as long as it is told of another for what is opened after a copy-up
+    /// (`lower_passthrough`).
+    UntilCopyUp(Shareable),
     /// A file of a lower layer that a later copy-up can replace: every read comes to the engine (or from the page
     /// cache of the mount), so that it sees what is written after the copy-up.
     LowerOfWritable,

@@ -132,6 +132,8 @@ pub(crate) struct Features {
     pub allow_offline_changes: bool,
     /// `origin` and `uuid` carry file system UUIDs.
     pub uuid: bool,
+    /// Lower files that are opened for reading are given to the kernel: what has one open goes on reading it after copy-up.
+    pub lower_passthrough: bool,
 }
 
 impl Features {

@@ -63,6 +63,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
             && !creates
             && effective.xino != Xino::On,
         uuid: effective.uuid != UuidMode::Off,
+        lower_passthrough: spec.options.lower_passthrough,
     };
     Ok(Options {
         namespace: effective.namespace,

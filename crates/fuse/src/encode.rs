@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
-use plyfs_core::{Attr, Entry, StatFs, Time};
+use plyfs_core::{Attr, StatFs, Time};
 
 use crate::abi::{InitFlags, MAJOR, MINOR, OpenFlags, STATX_BASIC_STATS, STATX_BTIME};
+use crate::replaced::Inode;
 use crate::wire::Output;
 
 /// How long the kernel may answer from what it remembers.
@@ -43,9 +44,9 @@ impl Timeouts {
 }
 
 /// `fuse_entry_out`: a name that exists.
-pub fn entry(out: &mut Output, entry: &Entry, timeouts: &Timeouts) {
-    entry_head(out, entry.node.0, timeouts.entry, timeouts.of_attr(&entry.attr));
-    attributes(out, &entry.attr);
+pub fn entry(out: &mut Output, inode: Inode, attr: &Attr, timeouts: &Timeouts) {
+    entry_head(out, inode.0, timeouts.entry, timeouts.of_attr(attr));
+    attributes(out, attr);
 }
 
 /// `fuse_entry_out` of a name that does not exist: node 0, to be remembered.
@@ -184,7 +185,6 @@ mod tests {
     use super::*;
     use crate::abi::ENTRY_OUT;
     use crate::wire::Input;
-    use plyfs_core::NodeId;
 
     fn sample() -> Attr {
         Attr {
@@ -209,7 +209,7 @@ mod tests {
     fn structures_have_the_sizes_of_the_header_file() {
         type Case = (fn(&mut Output), usize);
         let sizes: [Case; 7] = [
-            (|o| entry(o, &Entry { node: NodeId(2), attr: sample() }, &Timeouts::FOREVER), ENTRY_OUT),
+            (|o| entry(o, Inode(2), &sample(), &Timeouts::FOREVER), ENTRY_OUT),
             (|o| absent(o, &Timeouts::FOREVER), ENTRY_OUT),
             (|o| attr(o, &sample(), &Timeouts::FOREVER), 104),
             (|o| statx(o, &sample(), &Timeouts::FOREVER), 32 + 256),

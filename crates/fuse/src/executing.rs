@@ -1,28 +1,28 @@
-//! Which files are open to be executed. Owns one count a node; the engine knows nothing of it.
+//! Which files are open to be executed. Owns one count an inode; the engine knows nothing of it.
 //!
 //! The kernel refuses to write to a program that runs (`ETXTBSY`) before it asks for anything, with one exception: an open
 //! with `O_RDONLY | O_TRUNC` reaches a file system that truncates with the open itself, and only after that is refused. So
 //! plyfs must refuse it. The descriptor by which a program was started stays open for as long as it runs.
 //!
-//! Both kinds of open are counted before they are carried out, and a node has one kind at a time: no program starts while
+//! Both kinds of open are counted before they are carried out, and an inode has one kind at a time: no program starts while
 //! its file is being truncated (`ETXTBSY` as well, which the kernel's `deny_write_access` answers on other file systems).
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
-use plyfs_core::NodeId;
 use plyfs_sys::Errno;
 
 use crate::abi::FMODE_EXEC;
+use crate::replaced::Inode;
 
 const O_ACCMODE: u32 = 0o3;
 const O_TRUNC: u32 = 0o1000;
 
 /// What the files are in use for that must not be truncated while they are executed.
 #[derive(Debug, Default)]
-pub struct Executing(Mutex<HashMap<NodeId, (Use, u64)>>);
+pub struct Executing(Mutex<HashMap<Inode, (Use, u64)>>);
 
-/// How many opens of one kind a node has; others are not counted.
+/// How many opens of one kind an inode has; others are not counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Use {
     /// Open to be executed.
@@ -36,7 +36,7 @@ enum Use {
 #[must_use]
 pub struct Opening<'a> {
     table: &'a Executing,
-    counted: Option<(NodeId, Use)>,
+    counted: Option<(Inode, Use)>,
 }
 
 impl Executing {
@@ -44,7 +44,7 @@ impl Executing {
     ///
     /// # Errors
     /// `ETXTBSY` if it would truncate a program that runs, or start one that is being truncated.
-    pub fn begin(&self, node: NodeId, flags: u32) -> Result<Opening<'_>, Errno> {
+    pub fn begin(&self, inode: Inode, flags: u32) -> Result<Opening<'_>, Errno> {
         let what = if flags & FMODE_EXEC != 0 {
             Use::Executed
         } else if flags & O_TRUNC != 0 && flags & O_ACCMODE == 0 {
@@ -53,27 +53,27 @@ impl Executing {
             return Ok(Opening { table: self, counted: None });
         };
         let mut table = self.0.lock();
-        let (present, count) = table.entry(node).or_insert((what, 0));
+        let (present, count) = table.entry(inode).or_insert((what, 0));
         if *present != what {
             return Err(Errno::TXTBSY);
         }
         *count += 1;
-        Ok(Opening { table: self, counted: Some((node, what)) })
+        Ok(Opening { table: self, counted: Some((inode, what)) })
     }
 
     /// Counts the end of an open; `executes` is whether it was one to execute the file.
-    pub fn released(&self, node: NodeId, executes: bool) {
+    pub fn released(&self, inode: Inode, executes: bool) {
         if executes {
-            self.end(node);
+            self.end(inode);
         }
     }
 
-    fn end(&self, node: NodeId) {
+    fn end(&self, inode: Inode) {
         let mut table = self.0.lock();
-        if let Some((_, count)) = table.get_mut(&node) {
+        if let Some((_, count)) = table.get_mut(&inode) {
             *count -= 1;
             if *count == 0 {
-                table.remove(&node);
+                table.remove(&inode);
             }
         }
     }
@@ -90,8 +90,8 @@ impl Opening<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some((node, _)) = self.counted {
-            self.table.end(node);
+        if let Some((inode, _)) = self.counted {
+            self.table.end(inode);
         }
     }
 }
@@ -100,10 +100,10 @@ impl Drop for Opening<'_> {
 mod tests {
     use super::*;
 
-    const A: NodeId = NodeId(2);
+    const A: Inode = Inode(2);
 
-    fn open(executing: &Executing, node: NodeId, flags: u32) -> Result<(), Errno> {
-        executing.begin(node, flags).map(Opening::done)
+    fn open(executing: &Executing, inode: Inode, flags: u32) -> Result<(), Errno> {
+        executing.begin(inode, flags).map(Opening::done)
     }
 
     #[test]
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(open(&executing, A, O_TRUNC), Err(Errno::TXTBSY));
         // All others are refused by the kernel, or harm nothing.
         assert_eq!(open(&executing, A, 0), Ok(()));
-        assert_eq!(open(&executing, NodeId(3), O_TRUNC), Ok(()));
+        assert_eq!(open(&executing, Inode(3), O_TRUNC), Ok(()));
         executing.released(A, true);
         assert_eq!(open(&executing, A, O_TRUNC), Ok(()));
         assert!(executing.0.lock().is_empty());

@@ -27,6 +27,7 @@ mod notify;
 mod ops;
 mod options;
 mod placement;
+mod replaced;
 mod reply;
 pub mod request;
 mod session;

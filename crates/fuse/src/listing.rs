@@ -3,46 +3,47 @@
 //! Owns the layout of `fuse_dirent` and `fuse_direntplus` and the limit the kernel set; which entries there are is the
 //! engine's.
 
-use plyfs_core::{DirEntry, DirSink, Entry, NodeId};
+use plyfs_core::{Attr, DirEntry, DirSink, Entry};
 
 use crate::abi::{DIRENT, ENTRY_OUT};
 use crate::encode::{self, Timeouts};
+use crate::replaced::Inode;
 use crate::wire::{Input, Output};
 
 /// A listing being filled.
 pub struct Listing<'a> {
     out: &'a mut Output,
     limit: usize,
-    plus: Option<&'a Hold<'a>>,
+    plus: Option<&'a Told<'a>>,
     timeouts: Timeouts,
 }
 
-/// Marks attributes that the kernel must not remember.
-pub type Hold<'a> = dyn Fn(Entry) -> Entry + 'a;
+/// What the kernel is told of an entry.
+pub type Told<'a> = dyn Fn(Entry) -> (Inode, Attr) + 'a;
 
 impl<'a> Listing<'a> {
     /// A listing of at most `limit` bytes; with nodes and attributes if `plus` is given.
     pub const fn new(
         out: &'a mut Output,
         limit: usize,
-        plus: Option<&'a Hold<'a>>,
+        plus: Option<&'a Told<'a>>,
         timeouts: Timeouts,
     ) -> Self {
         Self { out, limit, plus, timeouts }
     }
 
-    /// The nodes that a finished listing (`plus`) mentions, once for each mention: what must be forgotten again if the
+    /// The inodes that a finished listing (`plus`) mentions, once for each mention: what must be forgotten again if the
     /// answer never reached the kernel.
-    pub fn nodes(body: &[u8]) -> impl Iterator<Item = NodeId> {
+    pub fn inodes(body: &[u8]) -> impl Iterator<Item = Inode> {
         let mut input = Input::new(body);
         std::iter::from_fn(move || {
-            let node = input.u64()?;
+            let inode = input.u64()?;
             input.skip(ENTRY_OUT - 8 + 16)?;
             let name_len = usize::try_from(input.u32()?).ok()?;
             input.skip(4 + name_len.next_multiple_of(8))?;
-            Some(NodeId(node))
+            Some(Inode(inode))
         })
-        .filter(|node| node.0 != 0)
+        .filter(|inode| inode.0 != 0)
     }
 
     const fn record(&self, name_len: usize) -> usize {
@@ -57,9 +58,12 @@ impl DirSink for Listing<'_> {
     }
 
     fn push(&mut self, entry: &DirEntry<'_>) {
-        if let Some(hold) = self.plus {
+        if let Some(told) = self.plus {
             match entry.entry {
-                Some(found) => encode::entry(self.out, &hold(found), &self.timeouts),
+                Some(found) => {
+                    let (inode, attr) = told(found);
+                    encode::entry(self.out, inode, &attr, &self.timeouts);
+                }
                 // Node 0 means "not told" here, not "absent".
                 None => drop(self.out.zeros(ENTRY_OUT)),
             }
@@ -74,7 +78,7 @@ impl DirSink for Listing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plyfs_core::{Attr, Time};
+    use plyfs_core::{NodeId, Time};
 
     fn found(node: u64) -> Entry {
         let now = Time::default();
@@ -100,8 +104,8 @@ mod tests {
     #[test]
     fn a_listing_never_exceeds_its_limit_and_names_its_nodes() {
         let mut out = Output::default();
-        let hold = |entry| entry;
-        let mut listing = Listing::new(&mut out, 500, Some(&hold), Timeouts::FOREVER);
+        let told = |entry: Entry| (entry.node.into(), entry.attr);
+        let mut listing = Listing::new(&mut out, 500, Some(&told), Timeouts::FOREVER);
         let names: [&[u8]; 4] = [b".", b"a", b"a longer name than that", b"b"];
         let mut pushed = 0;
         for (index, name) in (0_u64..).zip(names) {
@@ -114,7 +118,7 @@ mod tests {
         }
         assert_eq!(pushed, 2 + 1, "160 bytes, 160 bytes and 176 bytes fit into 500, a fourth does not");
         assert!(out.len() <= 500 && out.len().is_multiple_of(8));
-        assert_eq!(Listing::nodes(out.as_bytes()).collect::<Vec<_>>(), [NodeId(2), NodeId(3)]);
+        assert_eq!(Listing::inodes(out.as_bytes()).collect::<Vec<_>>(), [Inode(2), Inode(3)]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Owns the translation between the protocol's values and the engine's, nothing else: policy is the engine's, the data
 //! path of open files `iomode`'s, and sending is `reply`'s.
 
+use std::sync::Arc;
+
 use plyfs_core::{Attr, Caller, Data, Entry, HandleId, NodeId, Opened, Overlay, SetAttr, Time, TimeSet};
 use plyfs_sys::{Errno, creds};
 
@@ -11,9 +13,10 @@ use crate::channel::{Channel, Memory};
 use crate::encode::{self, Timeouts};
 use crate::executing::Executing;
 use crate::ioctl;
-use crate::iomode::{Choice, IoModes};
+use crate::iomode::{Choice, IoModes, Source};
 use crate::listing::Listing;
 use crate::notify;
+use crate::replaced::{Inode, Replaced};
 use crate::reply::{Answer, OpenGiven, Outcome};
 use crate::request::{CopyFileRangeIn, Header, Request, SetAttrIn};
 use crate::wire::Output;
@@ -26,6 +29,8 @@ pub struct Operations {
     pub modes: IoModes,
     /// Which files are open to be executed.
     pub executing: Executing,
+    /// Which inodes of the kernel stand for which nodes.
+    pub replaced: Arc<Replaced>,
     /// How long the kernel remembers.
     pub timeouts: Timeouts,
     /// The kernel collects writes: it reads through descriptors opened for writing and places appends itself.
@@ -49,7 +54,23 @@ impl Operations {
         request: Request<'_>,
         out: &mut Output,
     ) -> Outcome {
-        let node = NodeId(header.node);
+        let inode = Inode(header.node);
+        let outcome = self.dispatch(channel, header, self.replaced.node(inode), request, out);
+        if self.replaced.is_past(inode) {
+            // What was changed through the old inode is remembered of the one that stands for the node now.
+            notify::attributes_or_log(channel, self.replaced.inode(self.replaced.node(inode)));
+        }
+        outcome
+    }
+
+    fn dispatch(
+        &self,
+        channel: &Channel,
+        header: &Header,
+        node: NodeId,
+        request: Request<'_>,
+        out: &mut Output,
+    ) -> Outcome {
         match request {
             Request::Lookup { .. }
             | Request::Symlink { .. }
@@ -60,13 +81,15 @@ impl Operations {
             | Request::Rename { .. }
             | Request::Link { .. } => self.name(header, node, request, out),
             Request::Open { flags, kill_priv } => self.open(channel, header, node, flags, kill_priv, out),
-            Request::Create { .. } | Request::TmpFile { .. } => self.create(header, node, request, out),
+            Request::Create { .. } | Request::TmpFile { .. } => {
+                self.create(channel, header, node, request, out)
+            }
             Request::Write { .. }
             | Request::Release { .. }
             | Request::Fsync { .. }
             | Request::Fallocate { .. }
             | Request::Lseek { .. }
-            | Request::CopyFileRange(_) => self.file(header, node, request, out),
+            | Request::CopyFileRange(_) => self.file(header, request, out),
             Request::SetXattr { .. }
             | Request::GetXattr { .. }
             | Request::ListXattr { .. }
@@ -84,13 +107,13 @@ impl Operations {
     /// Takes back what an answer gave that nobody took.
     pub fn take_back(&self, given: Answer, out: &Output) {
         match given {
-            Answer::Entry(node) => self.forget(node, 1),
+            Answer::Entry(inode) => self.forget(inode, 1),
             Answer::Open(open) => self.release(open),
             Answer::EntryAndOpen(open) => {
                 self.release(open);
-                self.forget(open.node, 1);
+                self.forget(open.inode, 1);
             }
-            Answer::Listing => Listing::nodes(out.as_bytes()).for_each(|node| self.forget(node, 1)),
+            Answer::Listing => Listing::inodes(out.as_bytes()).for_each(|inode| self.forget(inode, 1)),
             Answer::Body | Answer::Data(_) | Answer::Silence => {}
         }
     }
@@ -121,7 +144,7 @@ impl Operations {
                 Ok(self.entry(&overlay.mkdir(&caller(header, umask), node, name, mode)?, out))
             }
             Request::Link { node: existing, name } => {
-                Ok(self.entry(&overlay.link(NodeId(existing), node, name)?, out))
+                Ok(self.entry(&overlay.link(self.replaced.node(Inode(existing)), node, name)?, out))
             }
             Request::Unlink { name } => overlay.unlink(node, name).map(done),
             Request::RmDir { name } => overlay.rmdir(node, name).map(done),
@@ -133,14 +156,22 @@ impl Operations {
     }
 
     fn entry(&self, entry: &Entry, out: &mut Output) -> Answer {
-        encode::entry(out, &self.held(*entry), &self.timeouts);
-        Answer::Entry(entry.node)
+        let (inode, attr) = self.told(*entry);
+        encode::entry(out, inode, &attr, &self.timeouts);
+        Answer::Entry(inode)
     }
 
-    /// The entry, with its attributes marked as not to be remembered where a backing file can change them.
-    fn held(&self, entry: Entry) -> Entry {
-        let cacheable = entry.attr.cacheable && !self.modes.is_loose(entry.node);
-        Entry { attr: Attr { cacheable, ..entry.attr }, ..entry }
+    /// What the kernel is told of an entry.
+    fn told(&self, entry: Entry) -> (Inode, Attr) {
+        let inode = self.replaced.inode(entry.node);
+        (inode, self.held(inode, entry.attr))
+    }
+
+    /// The attributes, marked as not to be remembered where they can change unseen: by a backing file, or through the inode
+    /// that came after this one.
+    fn held(&self, inode: Inode, attr: Attr) -> Attr {
+        let cacheable = attr.cacheable && !self.modes.is_loose(inode) && !self.replaced.is_past(inode);
+        Attr { cacheable, ..attr }
     }
 }
 
@@ -155,15 +186,19 @@ impl Operations {
         kill_priv: bool,
         out: &mut Output,
     ) -> Outcome {
-        let opening = self.executing.begin(node, flags)?;
+        let inode = Inode(header.node);
+        if self.replaced.is_past(inode) {
+            return Err(Errno::STALE);
+        }
+        let opening = self.executing.begin(inode, flags)?;
         let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
         opening.done();
-        let given = OpenGiven { node, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
-        let choice = self.choose(&opened, given);
+        let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
+        let choice = self.choose(channel, node, &opened, given)?;
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         if matches!(opened.data, Data::LowerOfWritable) && choice.flags.contains(OpenFlags::KEEP_CACHE) {
             self.overlay.offer_data(node, |data| {
-                if let Err(errno) = notify::data(channel, node, data) {
+                if let Err(errno) = notify::data(channel, inode, data) {
                     tracing::debug!(%errno, node = node.0, "a small file's data was not taken into the page cache");
                 }
             });
@@ -171,14 +206,19 @@ impl Operations {
         // A truncated file's attributes are dropped by the kernel itself.
         if choice.attributes_loosen && flags & O_TRUNC == 0 {
             // Before the answer: no program can have mapped the file yet.
-            if let Err(errno) = notify::attributes_changed(channel, node) {
-                tracing::warn!(%errno, node = node.0, "the kernel could not be told to ask for attributes again");
-            }
+            notify::attributes_or_log(channel, inode);
         }
         Ok(Answer::Open(given))
     }
 
-    fn create(&self, header: &Header, parent: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+    fn create(
+        &self,
+        channel: &Channel,
+        header: &Header,
+        parent: NodeId,
+        request: Request<'_>,
+        out: &mut Output,
+    ) -> Outcome {
         let (flags, result) = match request {
             Request::Create { name, flags, mode, umask } => {
                 let caller = caller(header, umask);
@@ -191,31 +231,51 @@ impl Operations {
             _ => return Err(Errno::NOSYS),
         };
         let (entry, opened) = result?;
-        let given = OpenGiven { node: entry.node, handle: opened.handle, maps: maps(flags), executes: false };
+        let inode = self.replaced.inode(entry.node);
+        let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: false };
         // Nothing is remembered of a new file that had to be taken back.
-        let choice = self.choose(&opened, given);
-        encode::entry(out, &self.held(entry), &self.timeouts);
+        let choice = self.choose(channel, entry.node, &opened, given)?;
+        encode::entry(out, inode, &self.held(inode, entry.attr), &self.timeouts);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         Ok(Answer::EntryAndOpen(given))
     }
 
-    fn choose(&self, opened: &Opened, given: OpenGiven) -> Choice {
-        let shareable = match &opened.data {
-            Data::Shareable(shareable) => Some(shareable),
-            Data::LowerOfWritable => None,
+    fn choose(
+        &self,
+        channel: &Channel,
+        node: NodeId,
+        opened: &Opened,
+        given: OpenGiven,
+    ) -> Result<Choice, Errno> {
+        let source = match &opened.data {
+            Data::Shareable(file) => Source::Lasting(file),
+            Data::UntilCopyUp(file) => Source::UntilCopyUp(file),
+            Data::LowerOfWritable => Source::Cache,
         };
-        let mut choice = self.modes.open(given.node, shareable, given.maps);
+        let Ok(mut choice) = self.modes.open(given.inode, &source, given.maps) else {
+            self.replace(channel, given);
+            return Err(Errno::STALE);
+        };
         // Copied up, written by passthrough and idle again since the engine answered: then what is cached is outdated.
         // Asked once this open is counted, which keeps passthrough away from now on.
-        if shareable.is_none() && !self.overlay.data_in_lower(given.node) {
+        if matches!(source, Source::Cache) && !self.overlay.data_in_lower(node) {
             choice.flags.remove(OpenFlags::KEEP_CACHE);
         }
-        choice
+        Ok(choice)
+    }
+
+    /// Has another inode stand for the node from now on: this one's readers have the lower file, and it was copied up.
+    fn replace(&self, channel: &Channel, given: OpenGiven) {
+        self.executing.released(given.inode, given.executes);
+        self.overlay.release(given.handle);
+        self.replaced.replace(given.inode);
+        // What is remembered of the old one would never be asked for again.
+        notify::attributes_or_log(channel, given.inode);
     }
 
     fn release(&self, open: OpenGiven) {
-        self.executing.released(open.node, open.executes);
-        self.modes.release(open.node, open.maps);
+        self.executing.released(open.inode, open.executes);
+        self.modes.release(open.inode, open.maps);
         self.overlay.release(open.handle);
     }
 
@@ -228,7 +288,7 @@ impl Operations {
         (flags & !(O_ACCMODE | O_APPEND)) | access
     }
 
-    fn file(&self, header: &Header, node: NodeId, request: Request<'_>, out: &mut Output) -> Outcome {
+    fn file(&self, header: &Header, request: Request<'_>, out: &mut Output) -> Outcome {
         let overlay = &self.overlay;
         match request {
             Request::Write { handle, offset, data, from_cache, kill_priv } => {
@@ -243,7 +303,8 @@ impl Operations {
             }
             Request::Release { handle, flags } => {
                 let (maps, executes) = (maps(flags), executes(flags));
-                self.release(OpenGiven { node, handle: HandleId(handle), maps, executes });
+                let inode = Inode(header.node);
+                self.release(OpenGiven { inode, handle: HandleId(handle), maps, executes });
                 Ok(Answer::Body)
             }
             Request::Fsync { .. } if !self.fsync => Err(Errno::NOSYS),
@@ -286,21 +347,21 @@ impl Operations {
         let overlay = &self.overlay;
         match request {
             Request::Forget { count } => {
-                self.forget(node, count);
+                self.forget(Inode(header.node), count);
                 Ok(Answer::Silence)
             }
             Request::BatchForget(forgets) => {
-                forgets.for_each(|(node, count)| self.forget(NodeId(node), count));
+                forgets.for_each(|(inode, count)| self.forget(Inode(inode), count));
                 Ok(Answer::Silence)
             }
             Request::Interrupt { .. } => Ok(Answer::Silence),
             Request::GetAttr { handle } => {
                 let attr = overlay.getattr(node, handle.map(HandleId))?;
-                Ok(self.attr(node, attr, out))
+                Ok(self.attr(header, attr, out))
             }
             Request::Statx { handle, .. } => {
                 let attr = overlay.getattr(node, handle.map(HandleId))?;
-                encode::statx(out, &self.held(Entry { node, attr }).attr, &self.timeouts);
+                encode::statx(out, &self.held(Inode(header.node), attr), &self.timeouts);
                 Ok(Answer::Body)
             }
             Request::SetAttr(set) => {
@@ -312,7 +373,7 @@ impl Operations {
                 } else {
                     overlay.setattr(&caller(header, 0), node, handle, &set)?
                 };
-                Ok(self.attr(node, attr, out))
+                Ok(self.attr(header, attr, out))
             }
             Request::ReadLink => {
                 out.bytes(&overlay.readlink(node)?);
@@ -327,8 +388,8 @@ impl Operations {
             Request::SyncFs => overlay.fsync_node(NodeId::ROOT, false).map(done),
             Request::ReadDir { offset, size, plus } => {
                 let limit = usize::try_from(size).map_err(|_| Errno::INVAL)?;
-                let held = |entry| self.held(entry);
-                let mut listing = Listing::new(out, limit, plus.then_some(&held), self.timeouts);
+                let told = |entry| self.told(entry);
+                let mut listing = Listing::new(out, limit, plus.then_some(&told), self.timeouts);
                 overlay.read_dir(node, offset, plus, &mut listing)?;
                 Ok(if plus { Answer::Listing } else { Answer::Body })
             }
@@ -337,13 +398,17 @@ impl Operations {
         }
     }
 
-    fn forget(&self, node: NodeId, count: u64) {
-        self.modes.forgotten(node);
+    fn forget(&self, inode: Inode, count: u64) {
+        self.modes.forgotten(inode);
+        let node = self.replaced.node(inode);
         self.overlay.forget(node, count);
+        if self.replaced.any() && !self.overlay.remembers(node) {
+            self.replaced.forget(node);
+        }
     }
 
-    fn attr(&self, node: NodeId, attr: Attr, out: &mut Output) -> Answer {
-        encode::attr(out, &self.held(Entry { node, attr }).attr, &self.timeouts);
+    fn attr(&self, header: &Header, attr: Attr, out: &mut Output) -> Answer {
+        encode::attr(out, &self.held(Inode(header.node), attr), &self.timeouts);
         Answer::Body
     }
 

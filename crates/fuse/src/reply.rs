@@ -3,10 +3,11 @@
 //! Owns what happens when nobody waits for the answer any more: what it would have given the kernel is taken back from
 //! the engine, or it would never be released.
 
-use plyfs_core::{HandleId, NodeId};
+use plyfs_core::HandleId;
 use plyfs_sys::Errno;
 
 use crate::channel::{Channel, Delivery, Memory};
+use crate::replaced::Inode;
 use crate::wire::Output;
 
 /// What the body of an answer is, and what it gives the kernel.
@@ -16,11 +17,11 @@ pub enum Answer {
     Body,
     /// This many bytes of the [`Memory`]'s payload.
     Data(usize),
-    /// One lookup of a node.
-    Entry(NodeId),
+    /// One lookup of an inode.
+    Entry(Inode),
     /// An open file.
     Open(OpenGiven),
-    /// One lookup of a new node, and an open file of it.
+    /// One lookup of a new inode, and an open file of it.
     EntryAndOpen(OpenGiven),
     /// The lookups that the listing in the [`Output`] mentions.
     Listing,
@@ -31,8 +32,8 @@ pub enum Answer {
 /// An open file that an answer gives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OpenGiven {
-    /// Its node.
-    pub node: NodeId,
+    /// Its inode.
+    pub inode: Inode,
     /// Its handle.
     pub handle: HandleId,
     /// Whether it may be mapped to be written.

@@ -23,6 +23,7 @@ use crate::mounting::{self, Mounted};
 use crate::notify;
 use crate::ops::Operations;
 use crate::options::MountOptions;
+use crate::replaced::Replaced;
 use crate::request::{Dialect, Header, InitIn, Request};
 use crate::signals::{Signals, Woken};
 use crate::wire::Output;
@@ -66,12 +67,14 @@ impl Session {
         let registry = agreed
             .passthrough()
             .then(|| Box::new(KernelRegistry::new(Arc::clone(&channel))) as Box<dyn Registry<Shareable>>);
-        let told = Arc::clone(&channel);
-        overlay.observe(move |stale| notify::stale(&told, stale));
+        let replaced = Arc::new(Replaced::default());
+        let (told, known) = (Arc::clone(&channel), Arc::clone(&replaced));
+        overlay.observe(move |stale| notify::stale(&told, &known, stale));
         let operations = Operations {
             overlay,
             modes: IoModes::new(registry),
             executing: Executing::default(),
+            replaced,
             timeouts: options.timeouts(),
             writeback: agreed.writeback(),
             fsync: options.fsync,

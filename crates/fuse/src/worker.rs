@@ -159,6 +159,7 @@ mod tests {
                 overlay,
                 modes: IoModes::new(None),
                 executing: Executing::default(),
+                replaced: Arc::default(),
                 timeouts: Timeouts::FOREVER,
                 writeback: false,
                 fsync: true,

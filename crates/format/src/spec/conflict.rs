@@ -111,6 +111,7 @@ impl Options {
         resolver.metacopy_needs_redirects()?;
         resolver.nfs_export_needs_an_index()?;
         resolver.nfs_export_excludes_metacopy()?;
+        resolver.nfs_export_excludes_lower_passthrough()?;
         if self.userxattr {
             resolver.userxattr_limits_trust()?;
         } else if !situation.privileged {
@@ -210,6 +211,14 @@ impl Resolver<'_> {
         if self.out.nfs_export && self.out.metacopy {
             let reason = "a metadata-only file has no handle of its own";
             return Err(self.excluded("nfs_export=on".into(), "metacopy=on".into(), reason));
+        }
+        Ok(())
+    }
+
+    fn nfs_export_excludes_lower_passthrough(&mut self) -> Result<(), Conflict> {
+        if self.out.nfs_export && self.given.lower_passthrough {
+            let reason = "a file that is copied up gets another inode, of which a handle knows nothing";
+            return Err(self.excluded("nfs_export=on".into(), "lower_passthrough".into(), reason));
         }
         Ok(())
     }

@@ -69,6 +69,9 @@ pub struct Options {
     pub debug: bool,
     /// `max_write=`, in bytes: the largest write request.
     pub max_write: Option<u32>,
+    /// `lower_passthrough`: lower files are read through the layer's own page cache, which all mounts share; what has one open
+    /// does not see a later copy-up.
+    pub lower_passthrough: bool,
 
     /// The security modules' options.
     pub contexts: SecurityContexts,

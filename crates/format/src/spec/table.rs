@@ -268,6 +268,7 @@ const DEFS: &[Def] = &[
     given_01!("threaded", threaded),
     flag!("debug", debug),
     number!("max_write", max_write),
+    flag_01!("lower_passthrough", lower_passthrough),
     // Security modules.
     label!("context", context),
     label!("fscontext", fscontext),
