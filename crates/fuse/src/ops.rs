@@ -13,7 +13,7 @@ use crate::channel::{Channel, Memory};
 use crate::encode::{self, Timeouts};
 use crate::executing::Executing;
 use crate::ioctl;
-use crate::iomode::{Choice, IoModes, Source};
+use crate::iomode::{Choice, IoModes, NeedsInode, Source};
 use crate::listing::Listing;
 use crate::notify;
 use crate::replaced::{Inode, Replaced};
@@ -194,7 +194,7 @@ impl Operations {
         let opened = self.overlay.open(&caller(header, 0), node, self.open_flags(flags), kill_priv)?;
         opening.done();
         let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
-        let choice = self.choose(channel, node, &opened, given)?;
+        let choice = self.choose(node, &opened, given).map_err(|NeedsInode| self.replace(channel, given))?;
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         if matches!(opened.data, Data::LowerOfWritable) && choice.flags.contains(OpenFlags::KEEP_CACHE) {
             self.overlay.offer_data(node, |data| {
@@ -234,28 +234,20 @@ impl Operations {
         let inode = self.replaced.inode(entry.node);
         let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: false };
         // Nothing is remembered of a new file that had to be taken back.
-        let choice = self.choose(channel, entry.node, &opened, given)?;
+        let choice =
+            self.choose(entry.node, &opened, given).map_err(|NeedsInode| self.replace(channel, given))?;
         encode::entry(out, inode, &self.held(inode, entry.attr), &self.timeouts);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         Ok(Answer::EntryAndOpen(given))
     }
 
-    fn choose(
-        &self,
-        channel: &Channel,
-        node: NodeId,
-        opened: &Opened,
-        given: OpenGiven,
-    ) -> Result<Choice, Errno> {
+    fn choose(&self, node: NodeId, opened: &Opened, given: OpenGiven) -> Result<Choice, NeedsInode> {
         let source = match &opened.data {
             Data::Shareable(file) => Source::Lasting(file),
             Data::UntilCopyUp(file) => Source::UntilCopyUp(file),
             Data::LowerOfWritable => Source::Cache,
         };
-        let Ok(mut choice) = self.modes.open(given.inode, &source, given.maps) else {
-            self.replace(channel, given);
-            return Err(Errno::STALE);
-        };
+        let mut choice = self.modes.open(given.inode, &source, given.maps)?;
         // Copied up, written by passthrough and idle again since the engine answered: then what is cached is outdated.
         // Asked once this open is counted, which keeps passthrough away from now on.
         if matches!(source, Source::Cache) && !self.overlay.data_in_lower(node) {
@@ -265,12 +257,14 @@ impl Operations {
     }
 
     /// Has another inode stand for the node from now on: this one's readers have the lower file, and it was copied up.
-    fn replace(&self, channel: &Channel, given: OpenGiven) {
+    /// Returns the errno on which the kernel asks for the name again.
+    fn replace(&self, channel: &Channel, given: OpenGiven) -> Errno {
         self.executing.released(given.inode, given.executes);
         self.overlay.release(given.handle);
         self.replaced.replace(given.inode);
         // What is remembered of the old one would never be asked for again.
         notify::attributes_or_log(channel, given.inode);
+        Errno::STALE
     }
 
     fn release(&self, open: OpenGiven) {
@@ -529,6 +523,7 @@ mod tests {
             overlay: Overlay::assemble(&spec, &Settings::default()).unwrap(),
             modes: IoModes::new(Some(Box::new(TakesAll))),
             executing: Executing::default(),
+            replaced: Arc::default(),
             timeouts: Timeouts::FOREVER,
             writeback: false,
             fsync: true,
@@ -538,11 +533,12 @@ mod tests {
         let node = overlay.lookup(NodeId::ROOT, b"file").unwrap().unwrap().node;
         let open = |flags| {
             let opened = overlay.open(&caller, node, flags, false).unwrap();
-            let given = OpenGiven { node, handle: opened.handle, maps: maps(flags), executes: false };
+            let given =
+                OpenGiven { inode: node.into(), handle: opened.handle, maps: maps(flags), executes: false };
             (opened, given)
         };
         let cached = |open: &(Opened, OpenGiven)| {
-            operations.choose(&open.0, open.1).flags.contains(OpenFlags::KEEP_CACHE)
+            operations.choose(node, &open.0, open.1).unwrap().flags.contains(OpenFlags::KEEP_CACHE)
         };
 
         let first = open(0);
@@ -551,9 +547,9 @@ mod tests {
         // The engine has opened the lower file, and before that is counted the file is written by passthrough.
         let reader = open(0);
         let (writer, given) = open(O_WRONLY);
-        assert!(operations.choose(&writer, given).backing.is_some());
+        assert!(operations.choose(node, &writer, given).unwrap().backing.is_some());
         operations.release(given);
-        operations.modes.forgotten(node);
+        operations.modes.forgotten(node.into());
         assert!(!cached(&reader), "the page cache has what lay in the lower");
     }
 }
