@@ -64,7 +64,10 @@ impl Overlay {
         if let Some(size) = set.size.filter(|_| !keeps_size) {
             self.set_size(&node, handle, size)?;
         }
-        self.change_owner(&object, self.show.owner_change(set)?, set.mode.map(|mode| mode & 0o7777))?;
+        let may_gain = set.mode.is_some_and(|mode| mode & (S_ISUID | S_ISGID) != 0);
+        gaining_privileges(&node, may_gain, || {
+            self.change_owner(&object, self.show.owner_change(set)?, set.mode.map(|mode| mode & 0o7777))
+        })?;
         if set.atime.is_some() || set.mtime.is_some() {
             upper.utimens(&object, Times { atime: to_sys(set.atime), mtime: to_sys(set.mtime) })?;
         }
@@ -373,6 +376,29 @@ impl Overlay {
 pub(crate) struct Privileges {
     mode: Option<u32>,
     capability: Option<Vec<u8>>,
+}
+
+impl Privileges {
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        self.mode.is_some() || self.capability.is_some()
+    }
+}
+
+/// Makes a change by which a file may get set-id bits or a capability, if `may_gain` says so: not beside a write that was
+/// found to have none to keep.
+pub(crate) fn gaining_privileges<T>(
+    node: &Node,
+    may_gain: bool,
+    change: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let Body::Leaf(leaf) = &node.body else { return change() };
+    if !may_gain {
+        return change();
+    }
+    let mut known = leaf.usage().privileged.write();
+    *known = None;
+    change()
 }
 
 const S_ISUID: u32 = 0o4000;

@@ -122,10 +122,20 @@ impl Overlay {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn write_back(&self, handle: HandleId, offset: u64, data: &[u8]) -> Result<usize> {
-        let file = self.handle_file(handle)?;
+        let open = self.handles.get(handle).ok_or(Errno::BADF)?;
+        let file = self.current_file(&open)?;
+        let Body::Leaf(leaf) = &open.node.body else { return Err(Errno::BADF) };
+        let upper = self.require_upper()?;
+        let known = leaf.usage().privileged.read();
+        if *known == Some(false) {
+            return upper.write(&file, data, offset);
+        }
+        drop(known);
+        let mut known = leaf.usage().privileged.write();
         let object = UpperObject::Leaf(Arc::clone(&file));
         let held = self.privileges(&object)?;
-        let written = self.require_upper()?.write(&file, data, offset);
+        *known = Some(held.any());
+        let written = upper.write(&file, data, offset);
         self.restore_privileges(&object, &held)?;
         written
     }

@@ -30,6 +30,7 @@
 //!         Node::places    the names of a node
 //!           NodeTable, Handles, FdCache, Slot, Leaf::shared, OpenFile::file, ListingBudget, UpperDir::redirect
 //!                         leaves: nothing is locked below them
+//!     Usage::privileged         of one file; held over a write to it, and over a change that may give it privileges
 //!     Temporaries::shared_whiteout, below it leftovers      held over the system calls that make a whiteout
 //! ```
 //!

@@ -82,6 +82,9 @@ pub(crate) struct Usage {
     pub sync_failures: Mutex<SyncFailures>,
     /// Read while its data is being synced.
     pub syncing: RwLock<()>,
+    /// Whether the upper file bears set-id bits or a capability; unknown until data is written back. Read while that is
+    /// done to a file without any, and written while it may get some.
+    pub privileged: RwLock<Option<bool>>,
 }
 
 /// How often syncing failed, and how the last time.

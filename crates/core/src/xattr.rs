@@ -11,6 +11,7 @@ use plyfs_format::{Name, xattr};
 use plyfs_sys::{Errno, XattrFlags};
 
 use crate::Result;
+use crate::attr::gaining_privileges;
 use crate::copy_up::Depth;
 use crate::node::{Body, Node};
 use crate::object::{Caller, NodeId};
@@ -90,7 +91,9 @@ impl Overlay {
         self.ensure(&node, Depth::Metadata)?;
         let object = self.upper_object(&node)?;
         self.escape_record(&object, shown, &name)?;
-        upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))?;
+        gaining_privileges(&node, *name == *xattr::CAPABILITY, || {
+            upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))
+        })?;
         // The kernel asks for it with a default ACL, too, which has nothing to do with the mode.
         if kill_sgid && *name == *xattr::ACL_ACCESS {
             let mode = self.owner_of(&object)?.mode;

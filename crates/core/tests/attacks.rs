@@ -220,6 +220,32 @@ fn what_the_page_cache_writes_back_takes_no_privileges() {
     assert_eq!(xattr(&stack.path("u/f"), "security.capability").as_deref(), Some(&CAPABILITY[..]));
 }
 
+/// That a file has none is remembered from one write to the next, until it may get some.
+#[test]
+fn privileges_that_came_after_data_was_written_back_are_kept_by_the_next() {
+    if !root_here() {
+        return;
+    }
+    let stack = Stack::new(1);
+    stack.file("l0/f", "x");
+    let overlay = stack.open("");
+    let node = walk(&overlay, "f").unwrap();
+    let opened = overlay.open(&me(), node, O_RDWR, false).unwrap();
+    for data in [b"one", b"two"] {
+        overlay.write_back(opened.handle, 0, data).unwrap();
+    }
+    overlay.set_xattr(node, b"security.capability", &CAPABILITY, 0, false).unwrap();
+    let set = SetAttr { mode: Some(0o6755), ..SetAttr::default() };
+    overlay.setattr(&me(), node, None, &set).unwrap();
+    for data in [b"six", b"ten"] {
+        overlay.write_back(opened.handle, 0, data).unwrap();
+        assert_eq!(fs::read(stack.path("u/f")).unwrap(), data);
+        assert_eq!(mode(&stack.path("u/f")), 0o6755);
+        let capability = xattr(&stack.path("u/f"), "security.capability");
+        assert_eq!(capability.as_deref(), Some(&CAPABILITY[..]));
+    }
+}
+
 #[test]
 fn set_group_id_goes_where_one_who_is_not_of_the_group_removes_an_acl_that_is_not_there() {
     if !root_here() {
