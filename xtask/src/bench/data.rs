@@ -34,7 +34,16 @@ fn as_kernel(row: Row) -> Row {
     row.demand(Demand::Against(Peer::Kernel, 1.1))
 }
 
+/// Both ways in which plyfs reads lower files of a writable stack: coherent with copy-up, and by passthrough.
 fn reads() -> Vec<Row> {
+    ["", "lower_passthrough"].into_iter().flat_map(reads_with).collect()
+}
+
+fn reads_with(option: &'static str) -> Vec<Row> {
+    let named = |row: Row| match option {
+        "" => row,
+        _ => Row { name: format!("{}, {option}", row.name), ..row }.option(Peer::Plyfs, option),
+    };
     let big = Fixture::Big(BIG);
     let all = |site: &Site| ops::millis(|| read_all(site, "big"));
     let warm = move |site: &Site| all(site).map(|_| ());
@@ -47,12 +56,13 @@ fn reads() -> Vec<Row> {
             rustix::io::pread(&file, &mut bytes, offset).map(|_| ())
         })
     };
-    vec![
+    let rows = vec![
         as_kernel(Row::new("read 1 GiB in order, cached", Unit::Millis, big, all).prepare(warm)),
         as_kernel(Row::new("read 1 GiB in order, cold", Unit::Millis, big, all).cold()),
         as_kernel(Row::new("read 4 KiB at random, cached", Unit::Micros, big, random).prepare(warm)),
         as_kernel(Row::new("mmap of 1 GiB, a byte of each page", Unit::Millis, big, touch_map).prepare(warm)),
-    ]
+    ];
+    rows.into_iter().map(named).collect()
 }
 
 fn writes() -> Vec<Row> {

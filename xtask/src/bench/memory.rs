@@ -32,12 +32,16 @@ pub fn rows() -> Vec<Row> {
         thread::sleep(SETTLE);
         daemon_memory(site)
     });
-    let shared =
-        Row::new("page cache after ten mounts read 500 MiB", Unit::Mebibytes, Fixture::Big(SHARED), share);
+    let shared = |name: &str, option: &'static [&'static str]| {
+        let name = format!("page cache after ten mounts read 500 MiB{name}");
+        let row = Row::new(name, Unit::Mebibytes, Fixture::Big(SHARED), move |site| share(site, option));
+        row.overlays_only().rounds(1).no_demand().demand(Demand::Against(Peer::Kernel, 1.1))
+    };
     let mut rows = vec![
         walked.daemons_only().each_round().rounds(1).demand(Demand::AtMost(60.0)),
         forgotten.daemons_only().each_round().rounds(1).demand(Demand::AtMost(15.0)),
-        shared.overlays_only().rounds(1).no_demand().demand(Demand::Against(Peer::Kernel, 1.1)),
+        shared("", &[]),
+        shared(", lower_passthrough", &["lower_passthrough"]),
     ];
     for depth in DEPTHS {
         let name = format!("mount, {depth} lower{}", if depth == 1 { "" } else { "s" });
@@ -59,13 +63,14 @@ fn daemon_memory(site: &Site) -> Result<f64> {
 }
 
 /// How much the page cache grows by ten mounts of one layer, each of which reads the same file.
-fn share(site: &Site) -> Result<f64> {
+fn share(site: &Site, option: &[&str]) -> Result<f64> {
+    let option = if site.peer == Peer::Plyfs { option } else { &[] };
     site.bench.drop_caches(3)?;
     let before = page_cache()?;
     let mut mounts = Vec::new();
     let mut block = vec![0_u8; 1 << 20];
     for _ in 0..SHARERS {
-        let mount = site.bench.mount(site.peer, Fixture::Big(SHARED), &[])?;
+        let mount = site.bench.mount(site.peer, Fixture::Big(SHARED), option)?;
         let path = mount.root.join("big");
         let mut file = File::open(&path).with_context(|| path.display().to_string())?;
         while file.read(&mut block).with_context(|| path.display().to_string())? > 0 {}
