@@ -10,6 +10,9 @@ use std::time::Duration;
 
 use crate::mounts;
 
+const FOR_FEATURES: [&str; 5] =
+    ["3:tmpfs:root:1", "3:ext4:root:1", "3:xfs:root:1", "2:ext4:root:4", "3:tmpfs:user:1"];
+
 #[derive(clap::Args, Debug, Clone)]
 pub struct Args {
     /// Operations on each side, in each configuration
@@ -27,9 +30,12 @@ pub struct Args {
     /// Seconds to spend on shrinking a failure
     #[arg(long, default_value_t = 60)]
     shrink: u64,
-    /// LOWERS:tmpfs|ext4|xfs:root|user:THREADS, such as 3:xfs:root:1; may be repeated; all if left out
+    /// LOWERS:tmpfs|ext4|xfs:root|user:THREADS[:FEATURES], such as 3:xfs:root:1; may be repeated; all if left out
     #[arg(long)]
     config: Vec<String>,
+    /// Mount options of both sides, or `each[,OPTION…]` for each combination (with these) that the kernel accepts, one a round
+    #[arg(long)]
+    features: Option<String>,
     /// What is compared with the kernel overlay: plyfs, kernel, kernel:OPTION or fuse-overlayfs:PATH
     #[arg(long, default_value = "plyfs")]
     against: String,
@@ -41,7 +47,7 @@ pub struct Args {
 /// Runs every configuration, and fails if one of them found a difference.
 pub fn run(args: &Args) -> Result<()> {
     let args = &with_binary(args)?;
-    let configs = if args.config.is_empty() { Config::all() } else { args.config.clone() };
+    let configs = configs(args);
     let mut failed = Vec::new();
     for text in configs {
         let config = Config::parse(&text, driver(args)?)?;
@@ -50,6 +56,19 @@ pub fn run(args: &Args) -> Result<()> {
         }
     }
     if failed.is_empty() { Ok(()) } else { bail!("differences found in {}", failed.join(", ")) }
+}
+
+/// Combinations of features are tried with few layers only: there are hundreds of them.
+fn configs(args: &Args) -> Vec<String> {
+    let mut configs = match (args.config.as_slice(), &args.features) {
+        ([], None) => Config::all(),
+        ([], Some(_)) => FOR_FEATURES.map(str::to_owned).to_vec(),
+        (given, _) => given.to_vec(),
+    };
+    if let Some(features) = &args.features {
+        configs.iter_mut().for_each(|config| *config = format!("{config}:{features}"));
+    }
+    configs
 }
 
 fn plan(args: &Args) -> Plan {

@@ -27,6 +27,11 @@ fn plyfs_does_not_differ_from_the_kernel_overlay() {
 }
 
 #[test]
+fn plyfs_does_not_differ_with_the_optional_features() {
+    run("plyfs_does_not_differ_with_the_optional_features", "2:tmpfs:root:1:each,nfs_export=off", 8_000);
+}
+
+#[test]
 fn plyfs_does_not_differ_on_one_lower_layer_of_ext4() {
     run("plyfs_does_not_differ_on_one_lower_layer_of_ext4", "1:ext4:root:1", 5_000);
 }

@@ -5,8 +5,9 @@
 
 use plyfs_testkit::backing::{Backing, Kind};
 use plyfs_testkit::compare::compare;
+use plyfs_testkit::features::Features;
 use plyfs_testkit::fixture::Union;
-use plyfs_testkit::known::{Trees, unexplained};
+use plyfs_testkit::known::{Conditions, Trees, unexplained};
 use plyfs_testkit::layer::{Namespace, TreeSpec};
 use plyfs_testkit::mount::Driver;
 use plyfs_testkit::need::{Need, met};
@@ -50,6 +51,8 @@ fn each_way(test: &str, change: Change) {
 }
 
 fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static str, change: Change) {
+    let Ok(features) = option.parse::<Features>();
+    let conditions = Conditions { space, features: &features };
     let needs = [Need::Root, Need::Fuse, Need::Filesystem("overlay"), Need::Tool("unshare")];
     if Space::current().is_none() && !met(&needs) {
         return;
@@ -69,7 +72,7 @@ fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static 
             for (what, other) in [("the reader's", &read), ("the writer's own", &again)] {
                 let stage = plyfs_testkit::differential::run::Stage::LeftUpperAgain;
                 let differences = unexplained(
-                    namespace,
+                    &conditions,
                     stage,
                     &Trees { left: &written, right: other },
                     compare(&written, other),

@@ -96,6 +96,8 @@ impl Overlay {
             return Ok(true);
         }
         self.ensure(moved, Depth::Metadata)?;
+        // A file of several names may have been copied up by another of them.
+        self.ensure(&old.parent, Depth::Metadata)?;
         self.ensure(&new.parent, Depth::Metadata)?;
         if let Some(other) = new.node.as_ref().filter(|_| exchange) {
             self.ensure(other, Depth::Metadata)?;

@@ -104,6 +104,21 @@ fn the_link_count_follows_names_that_come_go_and_move() {
 }
 
 #[test]
+fn a_name_can_be_moved_out_of_a_directory_that_only_another_name_would_have_copied_up() {
+    if !root_here() {
+        return;
+    }
+    let stack = linked();
+    let overlay = stack.open("index=on");
+    let ino = attr(&overlay, "a").ino;
+    let dir = walk(&overlay, "d").unwrap();
+    // The copy is made under the name that was looked up first, which is not in `d`.
+    overlay.rename(dir, b"c", NodeId::ROOT, b"moved", 0).unwrap();
+    check(&overlay, &["a", "b", "moved"], "old", ino);
+    assert_eq!(list(&overlay, "d"), ["x"]);
+}
+
+#[test]
 fn an_open_file_outlives_its_last_name() {
     if !root_here() {
         return;

@@ -16,10 +16,14 @@
 //!   directory when it takes that back; the sides then get the same time.
 //! - In a user namespace the kernel cannot record from which lower file a copy comes. A further name of a copy is then
 //!   another inode to it, with attributes and a number of its own; to plyfs it is the same file.
+//! - With `userxattr` the same holds for what cannot have such an attribute: anything but files and directories.
 //! - In a user namespace the kernel's FUSE collects writes and keeps the times: a truncate(2) to the size that the file has
 //!   does not change its modification time, and an fallocate that the file system refuses (ZERO_RANGE on tmpfs) does.
 //! - What is written to a mapping behind the end of the file is shown by tmpfs when the file grows, and dropped by the page
 //!   cache of the mount.
+//! - An empty lower file has no data that could stay below: plyfs copies it whole also with `metacopy=on`. The layers have none
+//!   then.
+//! - The whiteout that the kernel links to make others, in the index, is left out.
 //! - The kernel's FUSE refuses fallocate with COLLAPSE_RANGE, INSERT_RANGE and UNSHARE_RANGE before plyfs hears of it.
 
 use crate::compare::{self, Difference};
@@ -27,9 +31,19 @@ use crate::differential::listing;
 use crate::differential::op::{On, Op, Whence};
 use crate::differential::outcome::{Outcome, StatShot};
 use crate::differential::run::Stage;
-use crate::layer::Namespace;
-use crate::snapshot::{Snapshot, Stamp};
+use crate::features::Features;
+use crate::sandbox::Space;
+use crate::snapshot::{Shot, Snapshot, Stamp};
 use rustix::io::Errno;
+
+/// Under which conditions a difference was found.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// Where both sides are mounted.
+    pub space: Space,
+    /// With what.
+    pub features: &'a Features,
+}
 
 /// Where an explanation counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +52,20 @@ pub enum Scope {
     Everywhere,
     /// Only in a user namespace: there plyfs has no passthrough, and the kernel collects writes.
     UserSpace,
+    /// Only with `index=on`.
+    Index,
+    /// Only with `metacopy=on`.
+    Metacopy,
 }
 
 impl Scope {
-    fn holds(self, namespace: Namespace) -> bool {
-        self == Scope::Everywhere || namespace == Namespace::User
+    fn holds(self, conditions: &Conditions<'_>) -> bool {
+        match self {
+            Scope::Everywhere => true,
+            Scope::UserSpace => conditions.space == Space::User,
+            Scope::Index => conditions.features.has("index=on"),
+            Scope::Metacopy => conditions.features.has("metacopy=on"),
+        }
     }
 }
 
@@ -89,8 +112,41 @@ impl Trees<'_> {
         entries.filter(|(path, _)| inside(path)).any(|(_, shot)| shot.has_private("origin"))
     }
 
+    /// Whether what is at this path, on a side that has it, is one of several names in the index, or a directory that was
+    /// copied up for such names alone.
+    fn is_for_indexed_names(&self, path: &[u8]) -> bool {
+        [self.left, self.right].into_iter().filter(|side| side.entries.contains_key(path)).all(|side| {
+            let beneath = side.entries.iter().filter(|(other, _)| {
+                other.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+            });
+            let mut leaves = beneath.map(|(_, shot)| shot).filter(|shot| !shot.is_dir()).peekable();
+            leaves.peek().is_some() && leaves.all(|shot| shot.has_private("nlink"))
+        })
+    }
+
+    /// Whether a side's directory holds one of several names in the index.
+    fn holds_indexed_names(&self, dir: &[u8]) -> bool {
+        let entries = self.left.entries.iter().chain(&self.right.entries);
+        let inside = |path: &[u8]| !path.is_empty() && parent(path) == dir;
+        entries.filter(|(path, _)| inside(path)).any(|(_, shot)| shot.has_private("nlink"))
+    }
+
+    /// Whether the sides' directories hold directories of other names.
+    fn hold_different_dirs(&self, dir: &[u8]) -> bool {
+        let inside = |path: &[u8]| !path.is_empty() && parent(path) == dir;
+        let dirs = |side: &Snapshot| {
+            let entries = side.entries.iter().filter(|(path, shot)| inside(path) && shot.is_dir());
+            entries.map(|(path, _)| path.clone()).collect::<Vec<_>>()
+        };
+        self.is_dir(dir) && dirs(self.left) != dirs(self.right)
+    }
+
+    fn is_dir(&self, path: &[u8]) -> bool {
+        self.left.entries.get(path).is_some_and(Shot::is_dir)
+    }
+
     fn is_regular(&self, path: &[u8]) -> bool {
-        self.left.entries.get(path).is_some_and(|shot| shot.mode & 0o170_000 == 0o100_000)
+        self.left.entries.get(path).is_some_and(Shot::is_file)
     }
 }
 
@@ -224,6 +280,26 @@ pub const INTENDED: &[KnownResult] = &[
         },
     },
     KnownResult {
+        reason: METACOPY_MTIME,
+        scope: Scope::Metacopy,
+        explains: |_, kernel, plyfs| match (kernel, plyfs) {
+            (Outcome::Stat(kernel), Outcome::Stat(plyfs)) => {
+                let [atime, _, ctime] = kernel.times;
+                let same = StatShot { times: [atime, plyfs.times[1], ctime], ..StatShot::clone(kernel) };
+                kernel.times[1] == Stamp::Recent && kernel.mode & 0o170_000 == 0o100_000 && same == **plyfs
+            }
+            _ => false,
+        },
+    },
+    KnownResult {
+        reason: WHICH_NAME,
+        scope: Scope::Index,
+        explains: |_, kernel, plyfs| match (kernel, plyfs) {
+            (Outcome::Stat(kernel), Outcome::Stat(plyfs)) => one_is_copied_up(kernel, plyfs),
+            _ => false,
+        },
+    },
+    KnownResult {
         reason: NO_GHOSTS,
         scope: Scope::Everywhere,
         explains: |_, kernel, plyfs| only_fewer_ghosts(kernel, plyfs),
@@ -311,6 +387,33 @@ pub const INTENDED_TREES: &[KnownTree] = &[
         },
     },
     KnownTree {
+        reason: METACOPY_MTIME,
+        scope: Scope::Metacopy,
+        explains: |_, difference, trees| {
+            difference.field == "mtime" && difference.left == "Recent" && trees.is_regular(&difference.path)
+        },
+    },
+    KnownTree {
+        reason: WHICH_NAME,
+        scope: Scope::Index,
+        explains: |stage, difference, trees| {
+            let path = &difference.path;
+            match (stage, difference.field) {
+                (Stage::Upper, "presence") => trees.is_for_indexed_names(path),
+                (Stage::Upper, "nlink") => trees.right_has(path, "nlink") || trees.hold_different_dirs(path),
+                (Stage::Upper, "inode shared with") => trees.right_has(path, "nlink"),
+                (Stage::Upper, "xattr") => {
+                    difference.left.contains(".overlay.impure") && trees.holds_indexed_names(path)
+                        || of_names(difference) && trees.right_has(path, "nlink")
+                }
+                (Stage::Index, "nlink") => trees.right_has(path, "nlink"),
+                (Stage::Index, "xattr") => of_names(difference),
+                (_, "ctime" | "nlink") => trees.is_dir(path),
+                _ => false,
+            }
+        },
+    },
+    KnownTree {
         reason: "the UUID of an upper is random",
         scope: Scope::Everywhere,
         explains: |stage, difference, _| {
@@ -321,6 +424,12 @@ pub const INTENDED_TREES: &[KnownTree] = &[
 
 const WRITEBACK_CTIME: &str = "where the kernel's FUSE collects writes it keeps the change time of files itself, and a \
                                copy-up is no change to it";
+
+const METACOPY_MTIME: &str = "where the kernel copies the data of a file whose attributes were copied before, when it is opened for \
+                              writing, the time of that becomes its modification time; plyfs keeps the time";
+
+const WHICH_NAME: &str = "FUSE tells which inode is opened or changed, not by which of its names: of several names of one \
+                          file in the index, other ones are linked into upper, or none, and with them directories";
 
 const NO_GHOSTS: &str = "the kernel lists a whiteout that lies in a lower directory merged with nothing, though no \
                          lookup finds it; plyfs does not list it";
@@ -335,14 +444,14 @@ fn only_fewer_ghosts(kernel: &Outcome, plyfs: &Outcome) -> bool {
 /// True if the results of an operation on both sides are equal or their difference is explained.
 ///
 /// Compound outcomes are compared part by part.
-pub fn accepts(namespace: Namespace, op: &Op, kernel: &Outcome, plyfs: &Outcome) -> bool {
-    let explains = |known: &KnownResult| known.scope.holds(namespace) && (known.explains)(op, kernel, plyfs);
+pub fn accepts(conditions: &Conditions<'_>, op: &Op, kernel: &Outcome, plyfs: &Outcome) -> bool {
+    let explains = |known: &KnownResult| known.scope.holds(conditions) && (known.explains)(op, kernel, plyfs);
     if kernel == plyfs || INTENDED.iter().any(explains) {
         return true;
     }
     match (kernel, plyfs) {
         (Outcome::Several(kernel), Outcome::Several(plyfs)) if kernel.len() == plyfs.len() => {
-            kernel.iter().zip(plyfs).all(|(kernel, plyfs)| accepts(namespace, op, kernel, plyfs))
+            kernel.iter().zip(plyfs).all(|(kernel, plyfs)| accepts(conditions, op, kernel, plyfs))
         }
         _ => false,
     }
@@ -350,16 +459,30 @@ pub fn accepts(namespace: Namespace, op: &Op, kernel: &Outcome, plyfs: &Outcome)
 
 /// The differences between two trees that nothing explains.
 pub fn unexplained(
-    namespace: Namespace,
+    conditions: &Conditions<'_>,
     stage: Stage,
     trees: &Trees<'_>,
     differences: Vec<Difference>,
 ) -> Vec<Difference> {
     let explained = |difference: &Difference| {
-        let mut known = INTENDED_TREES.iter().filter(|known| known.scope.holds(namespace));
+        let mut known = INTENDED_TREES.iter().filter(|known| known.scope.holds(conditions));
         known.any(|known| (known.explains)(stage, difference, trees))
     };
     differences.into_iter().filter(|difference| !explained(difference)).collect()
+}
+
+/// Whether an attribute that depends on which names are linked into upper is present on both sides.
+fn of_names(difference: &Difference) -> bool {
+    let both = |name: &str| difference.left.contains(name) && difference.right.contains(name);
+    both(".overlay.nlink = ") || both(".overlay.redirect = ")
+}
+
+/// Whether these are one directory, which only one side has copied up.
+fn one_is_copied_up(kernel: &StatShot, plyfs: &StatShot) -> bool {
+    let [atime, mtime, _] = kernel.times;
+    let directory = kernel.mode & 0o170_000 == 0o040_000;
+    let same = StatShot { nlink: plyfs.nlink, times: [atime, mtime, plyfs.times[2]], ..kernel.clone() };
+    directory && same == *plyfs
 }
 
 /// Whether two stamps differ because only the kernel overlay counts a copy-up as a change.

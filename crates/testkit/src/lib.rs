@@ -7,6 +7,7 @@
 //! - [`layer`] turns a declared tree into a directory (whiteouts, opaque directories, devices, ACLs, …).
 //! - [`snapshot`] reads a tree back, and [`compare`] tells how two of them differ.
 //! - [`mount`] mounts a union with the kernel or with a command; [`backing`] provides file systems beneath.
+//! - [`features`] names the optional features, in all combinations.
 //! - [`fixture`] puts these together: a union on layers of its own.
 //! - [`sandbox`] runs a test in mount, process and user namespaces of its own.
 //! - [`differential`] applies the same random operations to two mounts in lock-step.
@@ -17,6 +18,7 @@ pub mod acl;
 pub mod backing;
 pub mod compare;
 pub mod differential;
+pub mod features;
 pub mod fixture;
 pub mod identity;
 pub mod known;

@@ -119,7 +119,7 @@ pub enum Content {
 pub enum View {
     /// As a user of the mount: everything counts.
     Merged,
-    /// As it lies on disk in an upper directory: of `origin` and `uuid` only the presence counts, of
+    /// As it lies on disk in an upper directory: of `origin`, `upper` and `uuid` only the presence counts, of
     /// a whiteout only that it is one (the kernel links them all to one inode; others need not).
     Upper(Namespace),
 }
@@ -266,7 +266,9 @@ impl Walk<'_> {
                 .with_context(|| format!("attribute {} is listed, but cannot be read", shown.display()))?;
             value.truncate(length);
             if let View::Upper(namespace) = self.view
-                && ["origin", "uuid"].iter().any(|private| namespace.attribute(private).as_bytes() == name)
+                && ["origin", "upper", "uuid"]
+                    .iter()
+                    .any(|private| namespace.attribute(private).as_bytes() == name)
             {
                 value = b"(present)".to_vec();
             }
@@ -295,6 +297,16 @@ impl Shot {
             xattrs: BTreeMap::new(),
             listing: Vec::new(),
         }
+    }
+
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        FileType::from_raw_mode(self.mode).is_file()
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        FileType::from_raw_mode(self.mode).is_dir()
     }
 
     /// Whether it has an overlay's own attribute of this name, in either namespace.

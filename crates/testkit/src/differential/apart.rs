@@ -8,7 +8,7 @@ use super::data::ALIGNMENT;
 use super::op::{On, Op, PathArg};
 use super::outcome::Outcome;
 use crate::identity::{Identity, User};
-use crate::layer::Namespace;
+use crate::sandbox::Space;
 use crate::snapshot::Stamp;
 use anyhow::Result;
 use rustix::fd::{AsFd, BorrowedFd};
@@ -27,7 +27,9 @@ pub struct Ground<'a> {
     /// Its upper directory.
     pub upper: &'a Path,
     /// Where both sides are mounted.
-    pub namespace: Namespace,
+    pub space: Space,
+    /// Whether private attributes are such as only files and directories can have.
+    pub user_xattrs: bool,
 }
 
 impl Ground<'_> {
@@ -35,19 +37,23 @@ impl Ground<'_> {
     pub fn leads_apart(&self, left: &Side, op: &Op) -> bool {
         if let Op::Read { slot, offset: None, .. } = op {
             return left.slot(*slot).is_some_and(|(fd, direct)| {
-                direct && is_odd(fd, op) && (self.namespace == Namespace::User || only_reads(fd))
+                direct && is_odd(fd, op) && (self.space == Space::User || only_reads(fd))
             });
         }
         if let Op::MapWrite { slot, page, length, .. } = op {
             return self.is_on_tmpfs()
                 && left.slot(*slot).is_some_and(|(fd, _)| runs_over_the_end(fd, *page, *length));
         }
-        if self.namespace != Namespace::User {
-            return false;
-        }
         match op {
             Op::Link { from, follow, .. } => self.splits_path(left, from, *follow),
             Op::LinkFd { slot, .. } => left.slot(*slot).is_some_and(|(fd, _)| self.splits(fd)),
+            _ => self.space == Space::User && self.writes_otherwise(left, op),
+        }
+    }
+
+    /// Whether the kernel's FUSE, which collects writes in a user namespace, makes something else of it.
+    fn writes_otherwise(&self, left: &Side, op: &Op) -> bool {
+        match op {
             Op::Write { slot, .. } => left.slot(*slot).is_some_and(|(fd, direct)| direct && is_odd(fd, op)),
             Op::Truncate { on: On::Path(path) | On::Link(path), length } => {
                 fs::stat(left.full(path)).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(*length))
@@ -71,7 +77,9 @@ impl Ground<'_> {
     /// no record of the lower file whose number the other names bear.
     fn splits(&self, fd: BorrowedFd<'_>) -> bool {
         let Ok(shown) = fs::fstat(fd) else { return false };
-        if FileType::from_raw_mode(shown.st_mode).is_dir() || shown.st_nlink == 0 {
+        let kind = FileType::from_raw_mode(shown.st_mode);
+        let unrecorded = self.space == Space::User || self.user_xattrs && !kind.is_file();
+        if kind.is_dir() || shown.st_nlink == 0 || !unrecorded {
             return false;
         }
         let Some(real) = self.in_upper(fd) else { return false };

@@ -3,7 +3,9 @@
 use super::generate::{Sort, acl, mode, moment, name, pick, xattr};
 use super::op::PathArg;
 use crate::acl as posix_acl;
-use crate::layer::{Kind, Namespace, TreeSpec};
+use crate::features::Features;
+use crate::layer::{Kind, TreeSpec};
+use crate::sandbox::Space;
 use fastrand::Rng;
 use std::collections::BTreeSet;
 
@@ -15,13 +17,19 @@ const SPARSE: u64 = (2 << 20) + 5000;
 const DEPTH: u32 = 3;
 
 /// Makes `count` layers, topmost first, with everything below each of `bases` (of which `""` is the root).
-pub fn random(rng: &mut Rng, count: usize, bases: &[String], namespace: Namespace) -> Vec<TreeSpec> {
+pub fn random(
+    rng: &mut Rng,
+    count: usize,
+    bases: &[String],
+    features: &Features,
+    space: Space,
+) -> Vec<TreeSpec> {
     // Many layers hold less each, so that trees stay about the same size.
     let entries = (60 / count).max(6);
     (0..count)
         .map(|_| {
-            let mut layer =
-                Layer { rng, namespace, spec: TreeSpec::new(), taken: BTreeSet::new(), files: Vec::new() };
+            let (spec, taken) = (TreeSpec::new(), BTreeSet::new());
+            let mut layer = Layer { rng, features, space, spec, taken, files: Vec::new() };
             layer.base(b"");
             for base in bases {
                 layer.base(base.as_bytes());
@@ -36,7 +44,8 @@ pub fn random(rng: &mut Rng, count: usize, bases: &[String], namespace: Namespac
 
 struct Layer<'a> {
     rng: &'a mut Rng,
-    namespace: Namespace,
+    features: &'a Features,
+    space: Space,
     spec: TreeSpec,
     taken: BTreeSet<Vec<u8>>,
     /// Of the current base, to link to.
@@ -73,7 +82,7 @@ impl Layer<'_> {
     fn directory(&mut self, path: &[u8], depth: u32, left: &mut usize) {
         self.add(path, Kind::Dir);
         if self.rng.u32(..8) == 0 {
-            let namespace = self.namespace;
+            let namespace = self.features.namespace();
             self.change(|spec, _| spec.opaque(namespace));
         }
         if self.rng.u32(..8) == 0 {
@@ -97,9 +106,9 @@ impl Layer<'_> {
             }
             _ => {
                 // Device nodes cannot be made in a user namespace.
-                let kinds: &[Kind] = match self.namespace {
-                    Namespace::Trusted => &[Kind::Fifo, Kind::Socket, Kind::Char(1, 3), Kind::Block(240, 5)],
-                    Namespace::User => &[Kind::Fifo, Kind::Socket],
+                let kinds: &[Kind] = match self.space {
+                    Space::Mounts => &[Kind::Fifo, Kind::Socket, Kind::Char(1, 3), Kind::Block(240, 5)],
+                    Space::User => &[Kind::Fifo, Kind::Socket],
                 };
                 let kind = pick(self.rng, kinds);
                 self.add(path, kind);
@@ -109,7 +118,9 @@ impl Layer<'_> {
     }
 
     fn file(&mut self, path: &[u8]) {
-        let size = pick(self.rng, &[0, 1, 10, 4096, 5000, 20_000, 70_000, SPARSE]);
+        let sizes = [0, 1, 10, 4096, 5000, 20_000, 70_000, SPARSE];
+        let least = usize::from(self.features.has("metacopy=on"));
+        let size = pick(self.rng, sizes.get(least..).unwrap_or(&sizes));
         let byte = self.rng.u8(1..);
         let extents = match size {
             0 => vec![],

@@ -23,8 +23,8 @@ pub use config::Config;
 pub use enter::survives;
 
 use crate::backing::Backing;
+use crate::features::Features;
 use crate::identity::users_are_mapped;
-use crate::layer::Namespace;
 use anyhow::Result;
 use fastrand::Rng;
 use generate::{Generator, Source};
@@ -66,6 +66,8 @@ impl Default for Plan {
 pub struct Report {
     /// Operations applied to each side (those of shrinking do not count).
     pub operations: u64,
+    /// With how many combinations of features.
+    pub combinations: usize,
     /// How long they took, with mounting, comparing and all.
     pub elapsed: Duration,
     /// The failures, shrunk, with their seeds.
@@ -78,6 +80,9 @@ impl Display for Report {
         let rate = self.operations as f64 / self.elapsed.as_secs_f64().max(0.001);
         let seconds = self.elapsed.as_secs();
         write!(out, "{} operations in {seconds} s ({rate:.0}/s), ", self.operations)?;
+        if self.combinations > 1 {
+            write!(out, "{} combinations of features, ", self.combinations)?;
+        }
         write!(out, "{} failures", self.failures.len())
     }
 }
@@ -88,6 +93,7 @@ pub fn rounds(config: &Config, plan: &Plan, place: &Path) -> Result<Report> {
     let started = Instant::now();
     let mut report = Report::default();
     let mut seed = plan.seed;
+    let all = config.features(place)?;
     std::thread::scope(|scope| {
         let alive = watch_for_hangs(scope, &progress);
         while progress.steps.load(Ordering::Relaxed) < plan.operations
@@ -96,7 +102,8 @@ pub fn rounds(config: &Config, plan: &Plan, place: &Path) -> Result<Report> {
             if alive.send(seed).is_err() {
                 break;
             }
-            if let Some(minimal) = round(config, plan, place, seed, &progress)? {
+            let features = of_round(&all, seed);
+            if let Some(minimal) = round(config, plan, &features, place, seed, &progress)? {
                 eprintln!("{}", describe(config, seed, &minimal));
                 report.failures.push((seed, minimal));
             }
@@ -104,6 +111,7 @@ pub fn rounds(config: &Config, plan: &Plan, place: &Path) -> Result<Report> {
         }
         anyhow::Ok(())
     })?;
+    report.combinations = all.len().min(usize::try_from(seed - plan.seed)?);
     report.operations = progress.steps.load(Ordering::Relaxed);
     report.elapsed = started.elapsed();
     Ok(report)
@@ -115,9 +123,16 @@ pub fn on_own_backing(config: &Config, plan: &Plan) -> Result<Report> {
     rounds(config, plan, backing.path())
 }
 
+/// Each round has the next combination, which follows from its seed alone.
+fn of_round(all: &[Features], seed: u64) -> Features {
+    let number = usize::try_from(seed).unwrap_or(0) % all.len().max(1);
+    all.get(number).cloned().unwrap_or_default()
+}
+
 fn round(
     config: &Config,
     plan: &Plan,
+    features: &Features,
     place: &Path,
     seed: u64,
     progress: &Progress,
@@ -125,7 +140,7 @@ fn round(
     let arena = tempfile::Builder::new().prefix("round-").tempdir_in(place)?;
     let mut rng = Rng::with_seed(seed);
     let bounds = generate::Bounds { users: users_are_mapped(), may_climb: config.threads == 1 };
-    let setup = setup(config, &mut rng);
+    let setup = setup(config, features, &mut rng);
     let each = plan.round / config.threads.max(1);
     let mut sources: Vec<Source<'_>> = setup
         .bases
@@ -142,23 +157,18 @@ fn round(
     shrink::shrink(&setup, arena.path(), &steps, finding, plan.shrink).map(Some)
 }
 
-fn setup(config: &Config, rng: &mut Rng) -> Setup {
-    let namespace = if config.user_space { Namespace::User } else { Namespace::Trusted };
+fn setup(config: &Config, features: &Features, rng: &mut Rng) -> Setup {
     // One thread has the whole mount; several have a directory each.
     let bases: Vec<String> = match config.threads {
         0 | 1 => vec![String::new()],
         threads => (0..threads).map(|thread| format!("t{thread}")).collect(),
     };
-    let options = match namespace {
-        Namespace::Trusted => vec!["redirect_dir=on".to_owned()],
-        Namespace::User => vec!["userxattr".to_owned()],
-    };
     Setup {
         left: config.left.clone(),
         right: config.right.clone(),
-        layers: layers::random(rng, config.lowers, &bases, namespace),
-        options,
-        namespace,
+        layers: layers::random(rng, config.lowers, &bases, features, config.space()),
+        features: features.clone(),
+        space: config.space(),
         bases,
         inodes_identify: config.backing.never_reuses_inodes(),
         compare_every: 250,
@@ -168,6 +178,7 @@ fn setup(config: &Config, rng: &mut Rng) -> Setup {
 /// Everything that a person needs to see a failure again.
 pub fn describe(config: &Config, seed: u64, minimal: &Minimal) -> String {
     let mut lines = vec![format!("== {config}, seed {seed}: left {}, right {}", config.left, config.right)];
+    lines.push(format!("   mounted with {}", minimal.setup.features));
     if !minimal.reproduced {
         lines.push("   (did not appear again on replay; this is the whole sequence)".to_owned());
     }

@@ -10,10 +10,12 @@ use super::generate::Source;
 use super::op::{Op, Step};
 use super::outcome::Outcome;
 use crate::compare::{Difference, compare, moved_inodes};
+use crate::features::{self, Features};
 use crate::identity::{Identity, User};
-use crate::known::{self, Trees};
-use crate::layer::{Namespace, TreeSpec};
+use crate::known::{self, Conditions, Trees};
+use crate::layer::TreeSpec;
 use crate::mount::{Driver, Mounted, Stack};
+use crate::sandbox::Space;
 use crate::snapshot::{Clock, Snapshot, View};
 use anyhow::{Context, Result, anyhow};
 use std::fmt::{Display, Formatter};
@@ -31,16 +33,23 @@ pub struct Setup {
     pub right: Driver,
     /// The layers, topmost first.
     pub layers: Vec<TreeSpec>,
-    /// Mount options.
-    pub options: Vec<String>,
-    /// The prefix of private attributes.
-    pub namespace: Namespace,
+    /// What both are mounted with.
+    pub features: Features,
+    /// Where both are mounted.
+    pub space: Space,
     /// The base directory of each thread, relative to the root of the mount; all disjoint.
     pub bases: Vec<String>,
     /// Whether the backing never reuses inode numbers.
     pub inodes_identify: bool,
     /// How many steps lie between two comparisons of the trees.
     pub compare_every: usize,
+}
+
+impl Setup {
+    /// What decides which differences are explained.
+    pub fn conditions(&self) -> Conditions<'_> {
+        Conditions { space: self.space, features: &self.features }
+    }
 }
 
 /// Where in a case a difference between trees was found.
@@ -50,6 +59,8 @@ pub enum Stage {
     Merged,
     /// The uppers on disk, after unmounting.
     Upper,
+    /// The indexes on disk, after unmounting.
+    Index,
     /// The left upper, as the left and as the right driver mount it again.
     LeftUpperAgain,
     /// The right upper, as the left and as the right driver mount it again.
@@ -167,7 +178,7 @@ pub fn case(
         return Ok(finding);
     }
     for (before, after) in untouched.iter().zip(places.shoot_lowers()?) {
-        let found = trees(setup.namespace, Stage::Lower, None, before, &after);
+        let found = trees(&setup.conditions(), Stage::Lower, None, before, &after);
         if found.is_some() {
             return Ok(found);
         }
@@ -198,12 +209,27 @@ impl Place {
         Ok(place)
     }
 
-    fn mount(&self, driver: &Driver, lowers: &[PathBuf], options: &[String]) -> Result<Mounted> {
+    fn mount(&self, driver: &Driver, lowers: &[PathBuf], features: &Features) -> Result<Mounted> {
         let upper = Some((self.upper.clone(), self.work.clone()));
-        driver.mount(&Stack { lowers: lowers.to_vec(), upper, options: options.to_vec() }, &self.target)
+        let options = features.options().to_vec();
+        features::forgive(&self.work)?;
+        driver.mount(&Stack { lowers: lowers.to_vec(), upper, options }, &self.target)
     }
 
-    /// What a clean unmount must not leave in work: anything but the kernel's one shared whiteout.
+    /// The index, which is empty where there is none.
+    fn index(&self, view: View, clock: Clock) -> Result<Snapshot> {
+        let index = self.work.join("index");
+        if !index.exists() {
+            return Ok(Snapshot::default());
+        }
+        let mut snapshot = Snapshot::take(&index, view, clock)?;
+        // What a name begins with that is no entry: the whiteout that the kernel links to make others.
+        snapshot.entries.retain(|name, shot| !(name.starts_with(b"#") && shot.is_whiteout()));
+        Ok(snapshot)
+    }
+
+    /// What a clean unmount must not leave in work: anything but the kernel's one shared whiteout, and the guard of
+    /// a volatile mount.
     fn leftovers(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.work.join("work")).into_iter().flatten().flatten();
         let whiteout = |entry: &DirEntry| {
@@ -211,7 +237,7 @@ impl Place {
                 .metadata()
                 .is_ok_and(|metadata| metadata.file_type().is_char_device() && metadata.rdev() == 0)
         };
-        let left = entries.filter(|entry| !whiteout(entry));
+        let left = entries.filter(|entry| !whiteout(entry) && entry.file_name() != "incompat");
         left.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
     }
 }
@@ -239,8 +265,8 @@ impl Places {
     }
 
     fn mount_both(&self, setup: &Setup) -> Result<(Mounted, Mounted)> {
-        let left = self.left.mount(&setup.left, &self.lowers, &setup.options)?;
-        let right = self.right.mount(&setup.right, &self.lowers, &setup.options)?;
+        let left = self.left.mount(&setup.left, &self.lowers, &setup.features)?;
+        let right = self.right.mount(&setup.right, &self.lowers, &setup.features)?;
         Ok((left, right))
     }
 
@@ -265,7 +291,7 @@ fn run_mounted(
         Ok(merged) => merged,
         Err(trouble) => return Ok(Some(trouble)),
     };
-    if let found @ Some(_) = trees(setup.namespace, Stage::Merged, None, &merged.0, &merged.1) {
+    if let found @ Some(_) = trees(&setup.conditions(), Stage::Merged, None, &merged.0, &merged.1) {
         return Ok(found);
     }
     for mounted in [left, right] {
@@ -285,7 +311,12 @@ fn run_threads(
     progress: &Progress,
 ) -> Result<Option<Finding>> {
     let stop = AtomicBool::new(false);
-    let ground = Ground { mount: roots.0, upper: &places.left.upper, namespace: setup.namespace };
+    let ground = Ground {
+        mount: roots.0,
+        upper: &places.left.upper,
+        space: setup.space,
+        user_xattrs: setup.features.has("userxattr"),
+    };
     if setup.bases.len() > 1 {
         copy_up_bases(setup, roots)?;
     }
@@ -357,7 +388,7 @@ impl Thread<'_> {
             identity.become_user(step.user)?;
             let results = (left.look(&step, results.0), right.look(&step, results.1));
             self.progress.steps.fetch_add(1, Ordering::Relaxed);
-            if !known::accepts(self.setup.namespace, &step.op, &results.0, &results.1) {
+            if !known::accepts(&self.setup.conditions(), &step.op, &results.0, &results.1) {
                 let (thread, results) = (self.number, Box::new(results));
                 return Ok(Some(Finding::Results { thread, index, step, results }));
             }
@@ -381,7 +412,7 @@ impl Thread<'_> {
     fn compare(&self, index: usize, left: &Path, right: &Path) -> Option<Finding> {
         match shoot_both(self.clock, left, right) {
             Ok((left, right)) => {
-                trees(self.setup.namespace, Stage::Merged, Some((self.number, index)), &left, &right)
+                trees(&self.setup.conditions(), Stage::Merged, Some((self.number, index)), &left, &right)
             }
             Err(trouble) => Some(trouble),
         }
@@ -412,10 +443,14 @@ fn compare_uppers(
     clock: Clock,
     merged: &(Snapshot, Snapshot),
 ) -> Result<Option<Finding>> {
-    let view = View::Upper(setup.namespace);
+    let view = View::Upper(setup.features.namespace());
     let left = Snapshot::take(&places.left.upper, view, clock)?;
     let right = Snapshot::take(&places.right.upper, view, clock)?;
-    if let found @ Some(_) = trees(setup.namespace, Stage::Upper, None, &left, &right) {
+    if let found @ Some(_) = trees(&setup.conditions(), Stage::Upper, None, &left, &right) {
+        return Ok(found);
+    }
+    let [left, right] = [&places.left, &places.right].map(|place| place.index(view, clock));
+    if let found @ Some(_) = trees(&setup.conditions(), Stage::Index, None, &left?, &right?) {
         return Ok(found);
     }
     for place in [&places.left, &places.right] {
@@ -440,7 +475,7 @@ fn compare_remounted(
     merged: &(Snapshot, Snapshot),
 ) -> Result<Option<Finding>> {
     let again = |place: &Place, driver: &Driver| {
-        let mounted = place.mount(driver, &places.lowers, &setup.options)?;
+        let mounted = place.mount(driver, &places.lowers, &setup.features)?;
         let snapshot = Snapshot::take(mounted.path(), View::Merged, clock)
             .with_context(|| format!("{} as mounted by {driver}", place.upper.display()))?;
         mounted.unmount()?;
@@ -449,14 +484,14 @@ fn compare_remounted(
     let right_by_right = again(&places.right, &setup.right)?;
     let right_by_left = again(&places.right, &setup.left)?;
     if let found @ Some(_) =
-        trees(setup.namespace, Stage::RightUpperAgain, None, &right_by_left, &right_by_right)
+        trees(&setup.conditions(), Stage::RightUpperAgain, None, &right_by_left, &right_by_right)
     {
         return Ok(found);
     }
     let left_by_left = again(&places.left, &setup.left)?;
     let left_by_right = again(&places.left, &setup.right)?;
     if let found @ Some(_) =
-        trees(setup.namespace, Stage::LeftUpperAgain, None, &left_by_left, &left_by_right)
+        trees(&setup.conditions(), Stage::LeftUpperAgain, None, &left_by_left, &left_by_right)
     {
         return Ok(found);
     }
@@ -467,7 +502,7 @@ fn compare_remounted(
     });
     let differences = {
         let trees = Trees { left: &merged.1, right: &right_by_right };
-        known::unexplained(setup.namespace, Stage::Remount, &trees, changes)
+        known::unexplained(&setup.conditions(), Stage::Remount, &trees, changes)
     };
     Ok((!differences.is_empty()).then_some(Finding::Trees {
         stage: Stage::Remount,
@@ -491,13 +526,13 @@ fn shoot_both(clock: Clock, left: &Path, right: &Path) -> Result<(Snapshot, Snap
 }
 
 fn trees(
-    namespace: Namespace,
+    conditions: &Conditions<'_>,
     stage: Stage,
     after: Option<(usize, usize)>,
     left: &Snapshot,
     right: &Snapshot,
 ) -> Option<Finding> {
-    let differences = known::unexplained(namespace, stage, &Trees { left, right }, compare(left, right));
+    let differences = known::unexplained(conditions, stage, &Trees { left, right }, compare(left, right));
     (!differences.is_empty()).then_some(Finding::Trees { stage, after, differences })
 }
 
