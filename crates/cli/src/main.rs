@@ -14,6 +14,7 @@ mod list;
 mod manual;
 mod mount;
 mod paint;
+mod parse;
 mod readahead;
 mod registry;
 mod snapshotter;
@@ -27,11 +28,8 @@ use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
-use clap::error::ErrorKind;
-
 use crate::args::{Cli, Command};
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::front_door::Invocation;
 
 fn main() -> ExitCode {
@@ -54,31 +52,10 @@ fn run(line: Vec<OsString>) -> Outcome<u8> {
         Invocation::Mount(args) => done(mount::mount(&args)),
         Invocation::FuseOverlayfsVersion => done(version::as_fuse_overlayfs(&mut out)),
         Invocation::ForeignHelp => done(version::foreign_help(&mut out)),
-        Invocation::Own(arguments) => run_own(parse(arguments)?.command, &mut out),
+        Invocation::Own(arguments) => run_own(parse::parse::<Cli>(&arguments)?.command, &mut out),
     }?;
     out.flush()?;
     Ok(code)
-}
-
-/// Reads plyfs's own command line. A wrong one is one line, not a page.
-fn parse(arguments: Vec<OsString>) -> Outcome<Cli> {
-    Cli::try_parse_from(arguments).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp
-        | ErrorKind::DisplayVersion
-        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let code = u8::try_from(error.exit_code()).unwrap_or(1);
-            error.print().map_or_else(Failure::from, |()| Failure::silent(code))
-        }
-        _ => Failure::usage(one_line(&error.to_string())),
-    })
-}
-
-/// What is wrong and what was probably meant, without the usage that follows.
-fn one_line(text: &str) -> String {
-    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let line =
-        said.filter(|line| !line.is_empty() && !line.starts_with("For more")).collect::<Vec<_>>().join(" ");
-    format!("{}; plyfs --help explains", line.strip_prefix("error: ").unwrap_or(&line))
 }
 
 fn run_own(command: Command, out: &mut dyn Write) -> Outcome<u8> {

@@ -137,6 +137,13 @@ fn other_commands_say_what_is_wrong_as_well() {
     refused(&place, &["diff", "upper"], &["--lower"]);
     refused(&place, &["umount", "--lasy", "a"], &["--lasy", "--lazy"]);
     refused(&place, &["completions", "tcsh"], &["tcsh", "bash"]);
+    // The store's verbs are read elsewhere, and say it likewise.
+    refused(&place, &["--root", "store", "create"], &["<IMAGE>", "plyfs create --help"]);
+    refused(&place, &["import"], &["<ROOTFS> <NAME>", "plyfs import --help"]);
+    refused(&place, &["--root", "store", "gc", "--foo"], &["--foo", "plyfs gc --help"]);
+    refused(&place, &["--root", "store", "runn"], &["runn", "'run'", "plyfs --help"]);
+    refused(&place, &["--root"], &["--root <DIR>"]);
+    refused(&place, &["pull", "--backend", "none", "x"], &["none", "--backend"]);
     refused(&place, &["features", "--upper", "missing"], &["missing", "--upper"]);
 }
 

@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use args::StoreCli;
 
@@ -109,7 +109,13 @@ pub fn straighten(mut line: Vec<OsString>) -> Vec<OsString> {
 
 /// Runs a store command; the last word on failures is here.
 pub fn main(line: &[OsString]) -> ExitCode {
-    let cli = StoreCli::parse_from(line);
+    let cli = match crate::parse::parse::<StoreCli>(line) {
+        Ok(cli) => cli,
+        Err(failure) => {
+            failure.print();
+            return ExitCode::from(failure.code());
+        }
+    };
     let json = cli.json;
     match commands::run(cli) {
         Ok(code) => ExitCode::from(code),
