@@ -176,6 +176,50 @@ fn a_target_in_the_upper_is_refused_through_a_bind_mount_too() {
     });
 }
 
+/// A commit that must be refused with these words, and leave the target empty.
+fn refused(place: &Place, words: &str) {
+    let arguments = ["commit", "upper", "--onto", "target", "--yes", "--ignore-owner"];
+    let said = common::fail(place.plyfs(&arguments).stdout(std::process::Stdio::null()));
+    assert!(said.contains(words), "{said}");
+    assert_eq!(common::names(&place.at("target")), [""; 0]);
+}
+
+#[test]
+fn an_upper_that_uses_the_name_under_which_a_commit_prepares_is_refused() {
+    let place = Place::new();
+    place.dirs(&["target"]);
+    place.write("upper/d/.plyfs-commit", "deeper it is a name like any other");
+    for make in ["mkdir upper/.plyfs-commit", "touch upper/.plyfs-commit"] {
+        place.sh(make);
+        refused(&place, "/.plyfs-commit, the name under which a commit prepares");
+        place.sh("rm -r upper/.plyfs-commit");
+    }
+    place.run(&["commit", "upper", "--onto", "target", "--yes", "--ignore-owner"]);
+    assert!(place.at("target/d/.plyfs-commit").exists());
+}
+
+#[test]
+fn what_is_mounted_in_an_upper_is_neither_committed_nor_compared() {
+    as_root("what_is_mounted_in_an_upper_is_neither_committed_nor_compared", |place| {
+        place.dirs(&["target", "upper/d/m"]);
+        place.write("upper/d/f", "x");
+        for (mount, at) in [
+            ("mount -t tmpfs none", "upper/d/m"),
+            ("mount --bind target", "upper/d/m"),
+            ("mount --bind upper/d/f", "upper/d/f"),
+        ] {
+            place.sh(&format!("{mount} {at}"));
+            let path = at.strip_prefix("upper").unwrap();
+            refused(place, &format!("{path}: something is mounted here"));
+            let diff = ["diff", "upper", "--lower", "target"];
+            let said = common::fail(place.plyfs(&diff).stdout(std::process::Stdio::null()));
+            assert!(said.contains("something is mounted here"), "{said}");
+            place.sh(&format!("umount {at}"));
+        }
+        place.run(&["commit", "upper", "--onto", "target", "--yes", "--ignore-owner"]);
+    });
+}
+
 #[test]
 fn an_upper_that_is_mounted_is_refused_until_it_is_unmounted() {
     as_root("an_upper_that_is_mounted_is_refused_until_it_is_unmounted", |place| {

@@ -77,11 +77,22 @@ impl UpperDir {
         Ok(Self { dir, path, namespace: self.namespace, over: self.over.clone() })
     }
 
-    /// The entries, sorted by name.
+    /// The entries, sorted by name. What is mounted among them is no part of the upper, and hides what is: it is refused.
     pub fn items(&self) -> Outcome<Vec<Item>> {
+        let describe = || format!("upper: /{}", self.path);
+        let mount = self.dir.mount_id().context(describe)?;
         let mut items = Vec::new();
-        for name in names(&self.dir).context(|| format!("upper: /{}", self.path))? {
-            items.extend(self.item(name)?);
+        for name in names(&self.dir).context(describe)? {
+            let item = self.item(name)?;
+            if let Some(Item::Plain(name, stat)) = &item
+                && stat.mount_id != mount
+            {
+                let path = self.path.join(name.as_name());
+                return Err(Failure::new(format!(
+                    "upper: /{path}: something is mounted here, which is no part of the upper; unmount it first"
+                )));
+            }
+            items.extend(item);
         }
         items.sort_by(|one, other| one.name().cmp(other.name()));
         Ok(items)

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use plyfs_format::Namespace;
+use plyfs_format::{Name, Namespace};
 use plyfs_sys::{Dir, DirLock, DirMut, Errno};
 use rustix::fs::{Mode, OFlags};
 
 use crate::args::CommitArgs;
+use crate::commit::stage;
 use crate::failure::{Context, Failure, Outcome};
 
 /// How long a mount that was just taken down may still hold its upper.
@@ -21,10 +22,24 @@ pub fn check(args: &CommitArgs) -> Outcome<Option<DirLock>> {
     if lies_in(&target, &upper).context(|| args.onto.display().to_string())? {
         return Err(overlap(&args.upper, &args.onto));
     }
+    refuse_the_name_of_the_stage(&upper, &args.upper)?;
     if !args.ignore_owner && rustix::process::geteuid().is_root() {
         refuse_somebody_elses(&upper, &args.upper)?;
     }
     if args.dry_run { Ok(None) } else { lock(&upper, &args.upper).map(Some) }
+}
+
+/// Refuses an upper with an entry, be it a whiteout, of the name under which a commit prepares: it would not survive that.
+fn refuse_the_name_of_the_stage(upper: &Dir, path: &Path) -> Outcome<()> {
+    let name = Name::new(stage::NAME).context(|| "the name of a commit's place")?;
+    match upper.stat_at(name) {
+        Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).context(|| path.display().to_string()),
+        Ok(_) => Err(Failure::new(format!(
+            "{}: changes /{name}, the name under which a commit prepares its work; rename or remove that in it first",
+            path.display()
+        ))),
+    }
 }
 
 /// The refusal of a target inside the upper: what is written there would have to be committed again, without end.
