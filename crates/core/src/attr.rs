@@ -92,7 +92,7 @@ impl Overlay {
             };
         }
         let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
-        self.lower_dir(&lower.dir)?.readlink(Name::new(&lower.name).map_err(|_| Errno::IO)?)
+        self.lower_at(lower)?.readlink()
     }
 
     /// What the file system holds and has left: the upper's, or the topmost layer's.
@@ -130,8 +130,7 @@ impl Overlay {
             }
             Body::Leaf(leaf) => {
                 let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
-                let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
-                let stat = self.lower_dir(&lower.dir)?.stat_at(name)?;
+                let stat = self.lower_at(lower)?.stat()?;
                 self.with_data_blocks(node, stat)
             }
         }
@@ -142,7 +141,7 @@ impl Overlay {
         let nlink = match &node.body {
             Body::Dir(dir) if dir.is_merged() => 1,
             // Its lower object keeps its links; here it has none.
-            Body::Leaf(leaf) if leaf.upper.get().is_none() && node.place().is_none() => 0,
+            Body::Leaf(leaf) if leaf.lost_its_name() && node.place().is_none() => 0,
             _ => stat.nlink,
         };
         let mut attr = Attr {
@@ -299,15 +298,17 @@ impl Overlay {
         {
             return Ok(file);
         }
-        self.at_place(node, leaf, |dir, name| dir.open_path_mut(name).map(Arc::new), |file| file.stat())
+        match self.at_place(node, leaf, |dir, name| dir.open_path_mut(name).map(Arc::new), |file| file.stat())
+        {
+            Err(Errno::NOENT) => self.unnamed_upper(node, leaf),
+            done => done,
+        }
     }
 
     fn stat_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<Stat> {
-        self.at_place(node, leaf, |dir, name| dir.stat_at(name), |stat| Ok(*stat)).or_else(|error| match leaf
-            .orphan()
-        {
-            Some(file) => file.stat(),
-            None => Err(error),
+        self.at_place(node, leaf, |dir, name| dir.stat_at(name), |stat| Ok(*stat)).or_else(|error| {
+            // Not what went wrong with the name, where there is no other way.
+            self.unnamed_upper(node, leaf).map_err(|_| error)?.stat()
         })
     }
 

@@ -122,12 +122,13 @@ impl Overlay {
         let leaf = Leaf::upper(UpperLeaf::whole(stat.ino), None);
         leaf.usage().orphan.set(Arc::clone(&file)).map_err(|_| Errno::IO)?;
         *leaf.usage().shared.lock() = Arc::downgrade(&file);
-        let node = self.table.insert(|id| {
-            let node = Node::new(id, stat.kind(), self.upper_ino(stat.ino), None, Body::Leaf(leaf));
+        let lasting = self.lasting_id_of_new(|| file.file_handle());
+        let node = self.table.insert(lasting, |at| {
+            let node = Node::new(at, stat.kind(), self.upper_ino(stat.ino), None, Body::Leaf(leaf));
             node.lookups.store(1, std::sync::atomic::Ordering::Relaxed);
             node
         });
-        let entry = Entry { node: node.id, attr: self.compose(&node, &stat) };
+        let entry = self.entry(&node, &stat);
         Ok((entry, self.opened(&node, file, true)))
     }
 
@@ -361,7 +362,10 @@ impl Overlay {
         } else {
             Object::UpperLeaf { upper: UpperLeaf::whole(stat.ino), lower: None }
         };
-        let found = Found { stat, ino: self.upper_ino(stat.ino), object };
+        let lasting = self.lasting_id_of_new(|| {
+            self.upper_dir(parent)?.file_handle(Name::new(name).map_err(|_| Errno::INVAL)?)
+        });
+        let found = Found { stat, ino: self.upper_ino(stat.ino), lasting, object };
         let file = made.file.map(Arc::new);
         let node = {
             let mut state = dir.state.lock();
@@ -373,7 +377,7 @@ impl Overlay {
             let mut shared: parking_lot::MutexGuard<'_, _> = Mutex::lock(&leaf.usage().shared);
             *shared = Arc::downgrade(file);
         }
-        (Entry { node: node.id, attr: self.compose(&node, &stat) }, node, file)
+        (self.entry(&node, &stat), node, file)
     }
 }
 

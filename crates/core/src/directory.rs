@@ -70,7 +70,7 @@ pub(crate) struct DirState {
 #[derive(Clone, Copy, Debug)]
 struct Child {
     hash: u32,
-    index: u32,
+    slot: u32,
 }
 
 impl DirBody {
@@ -131,7 +131,7 @@ impl DirState {
         let mut found = None;
         self.children.find(spread(hash), |child| {
             child.hash == hash
-                && table.at(child.index).is_some_and(|node| {
+                && table.at(child.slot).is_some_and(|node| {
                     let same = node.has_place(parent, name);
                     if same {
                         found = Some(node);
@@ -143,19 +143,17 @@ impl DirState {
     }
 
     /// Records that a node is known under a name. The node must have that place.
-    pub fn add_child(&mut self, table: &NodeTable, name: &[u8], node: NodeId) {
+    pub fn add_child(&mut self, table: &NodeTable, name: &[u8], node: &Node) {
         let hash = table.hash_name(name) as u32;
-        let child = Child { hash, index: NodeTable::index(node) };
+        let child = Child { hash, slot: node.slot };
         self.children.insert_unique(spread(hash), child, |child| spread(child.hash));
     }
 
     /// Forgets that a node is known under a name.
-    pub fn remove_child(&mut self, table: &NodeTable, name: &[u8], node: NodeId) {
+    pub fn remove_child(&mut self, table: &NodeTable, name: &[u8], node: &Node) {
         let hash = table.hash_name(name) as u32;
-        let index = NodeTable::index(node);
-        if let Ok(entry) =
-            self.children.find_entry(spread(hash), |child| child.hash == hash && child.index == index)
-        {
+        let this = |child: &Child| child.hash == hash && child.slot == node.slot;
+        if let Ok(entry) = self.children.find_entry(spread(hash), this) {
             entry.remove();
         }
         if self.children.len() * 4 < self.children.capacity() {

@@ -284,12 +284,13 @@ impl Overlay {
     pub(crate) fn open_upper_leaf(&self, node: &Node, leaf: &Leaf) -> Result<File> {
         let open = |flags| match leaf.orphan() {
             Some(orphan) => orphan.reopen(flags),
-            None => self.at_place(
-                node,
-                leaf,
-                |dir: &plyfs_sys::DirMut, name: Name<'_>| dir.open_writable(name, flags),
-                File::stat,
-            ),
+            None => {
+                let by_name = |dir: &plyfs_sys::DirMut, name: Name<'_>| dir.open_writable(name, flags);
+                match self.at_place(node, leaf, by_name, File::stat) {
+                    Err(Errno::NOENT) => self.unnamed_upper(node, leaf)?.reopen(flags),
+                    done => done,
+                }
+            }
         };
         match open(OFlags::RDWR) {
             // The inode flags may let it grow only, or not change at all.

@@ -38,13 +38,15 @@
 //!
 //! `overlay.rs` assembles; `lookup.rs`, `readdir.rs`, `attr.rs`, `xattr.rs` read; `create.rs`, `link.rs`, `remove.rs`,
 //! `rename.rs` change names; `file.rs` and `handle.rs` open, read and write; `copy_up/` moves things to upper.
-//! `metacopy.rs`, `index.rs` and `protect.rs` are the kernel's optional features, `show.rs` is fuse-overlayfs's options.
+//! `metacopy.rs`, `index.rs`, `export.rs` with `recover.rs`, and `protect.rs` are the kernel's optional features, `show.rs`
+//! is fuse-overlayfs's options.
 
 mod attr;
 mod copy_up;
 mod create;
 mod directory;
 mod error;
+mod export;
 mod fd_cache;
 mod file;
 mod handle;
@@ -56,6 +58,7 @@ mod link;
 mod listing;
 mod lock;
 mod lookup;
+mod lower;
 mod merge;
 mod metacopy;
 mod node;
@@ -66,6 +69,7 @@ mod owner;
 mod probe;
 mod protect;
 mod readdir;
+mod recover;
 mod redirect;
 mod remove;
 mod rename;

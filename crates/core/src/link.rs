@@ -58,7 +58,7 @@ impl Overlay {
         self.list_upper(&mut state, &shared, &stat);
         self.attach(&parent, &mut state, &shared, &node);
         node.lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        Ok(Entry { node: node.id, attr: self.compose(&node, &stat) })
+        Ok(self.entry(&node, &stat))
     }
 
     /// Whether an upper leaf records a lower object that it was copied from.

@@ -14,20 +14,30 @@ use crate::merge::{Found, Object, Resolution};
 use crate::node::{Body, Leaf, Node, Place, SharedName};
 use crate::object::{Entry, NodeId};
 use crate::overlay::Overlay;
-use crate::table::NodeTable;
+use crate::table::{NodeTable, Slot};
 
 impl Overlay {
-    /// Looks a name up. `None` is a definite absence, which stays true until the name is created through this mount.
+    /// Looks a name up; `.` is the node itself, which need not be remembered where ids last (`nfs_export=on`), and `..` the
+    /// directory above. `None` is a definite absence, which stays true until the name is created through this mount.
     ///
     /// # Errors
     /// `ENOTDIR`, `ENAMETOOLONG`, `ESTALE` for an unknown parent, and whatever the layers answer.
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>> {
-        let parent = self.node(parent)?;
-        let found = self.lookup_node(&parent, name)?;
+        let found = match name {
+            b"." => Some(self.node_of_id(parent)?),
+            b".." => Some(self.parent_of(&*self.dir_node(parent)?)?),
+            _ => self.lookup_node(&self.node(parent)?, name)?,
+        };
         match found {
-            Some((node, stat)) => Ok(Some(Entry { node: node.id, attr: self.compose(&node, &stat) })),
+            Some((node, stat)) => Ok(Some(self.entry(&node, &stat))),
             None => Ok(None),
         }
+    }
+
+    /// What the front end is told of a node.
+    pub(crate) fn entry(&self, node: &Node, stat: &Stat) -> Entry {
+        let generation = self.export.as_ref().map_or(0, |export| export.generation(node.id));
+        Entry { node: node.id, generation, attr: self.compose(node, stat) }
     }
 
     /// Gives back `count` lookups of a node.
@@ -153,6 +163,11 @@ impl Overlay {
         parent.lookups.fetch_add(1, Ordering::Relaxed);
         let place = Place::new(Arc::clone(parent), Arc::clone(name));
         let kind = found.stat.kind();
+        let is_dir = found.stat.is_dir();
+        // An id that is another directory's, or not of this type, comes from a damaged stack.
+        let lasting = found.lasting.filter(|id| {
+            self.table.get(*id).is_none_or(|node| !is_dir && !node.is_dir() || !is_alive(&node))
+        });
         let linked = match &found.object {
             Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 => {
                 Some(self.link_key(upper.ino, found.ino))
@@ -165,16 +180,19 @@ impl Overlay {
             Object::UpperLeaf { upper, lower } => Body::Leaf(Leaf::upper(upper, lower)),
             Object::LowerLeaf(lower) => Body::Leaf(Leaf::lower(lower)),
         };
-        let make = |id| {
-            let node = Node::new(id, kind, found.ino, Some(place.clone()), body);
+        let make = |at| {
+            let node = Node::new(at, kind, found.ino, Some(place.clone()), body);
             node.lookups.store(1, Ordering::Relaxed);
             node
         };
         let node = match linked {
-            Some(key) => self.link_or_insert(key, &place, make),
-            None => self.table.insert(make),
+            Some(key) if lasting.is_none() => self.link_or_insert(key, &place, make),
+            _ => match lasting {
+                Some(id) if !is_dir => self.share_or_insert(id, &place, make),
+                lasting => self.table.insert(lasting, make),
+            },
         };
-        state.add_child(&self.table, name, node.id);
+        state.add_child(&self.table, name, &node);
         node
     }
 
@@ -184,15 +202,30 @@ impl Overlay {
     }
 
     /// All names of an upper leaf share one node.
-    fn link_or_insert(&self, key: u64, place: &Place, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
+    fn link_or_insert(&self, key: u64, place: &Place, make: impl FnOnce(Slot) -> Node) -> Arc<Node> {
         if let Some(node) = self.table.linked(key)
             && acquire(&node)
         {
             node.add_place(place.clone());
             return node;
         }
-        let node = self.table.insert(make);
+        let node = self.table.insert(None, make);
         self.table.add_link(key, node.id);
+        node
+    }
+
+    /// A node whose id says what it is: the leaf that is remembered has one more name.
+    fn share_or_insert(&self, id: NodeId, place: &Place, make: impl FnOnce(Slot) -> Node) -> Arc<Node> {
+        let mut shared = None;
+        let share = |node: &Arc<Node>| {
+            let taken = acquire(node);
+            shared = Some(taken);
+            taken
+        };
+        let node = self.table.share_or_insert(id, share, make);
+        if shared == Some(true) {
+            node.add_place(place.clone());
+        }
         node
     }
 
@@ -206,7 +239,7 @@ impl Overlay {
             let places = std::mem::take(&mut *node.places.lock());
             for place in places {
                 if let Some(dir) = place.parent.as_dir() {
-                    dir.state.lock().remove_child(&self.table, &place.name, node.id);
+                    dir.state.lock().remove_child(&self.table, &place.name, &node);
                 }
                 pending.push((place.parent, 1));
             }
@@ -216,14 +249,14 @@ impl Overlay {
                     self.table.remove_link(self.link_key(upper.unwrap_or(0), node.ino()), node.id);
                 }
             }
-            self.table.remove(node.id);
+            self.table.remove(&node);
         }
         self.trim_memory();
     }
 
     /// Takes a name away from a node (it was unlinked, or moved from there); gives back the claim on the parent.
     pub(crate) fn detach(&self, parent: &Arc<Node>, state: &mut DirState, name: &[u8], node: &Node) {
-        state.remove_child(&self.table, name, node.id);
+        state.remove_child(&self.table, name, node);
         node.remove_place(parent.id, name);
         // The parent lives on: the caller holds a request on it.
         parent.lookups.fetch_sub(1, Ordering::Relaxed);
@@ -239,7 +272,7 @@ impl Overlay {
     ) {
         parent.lookups.fetch_add(1, Ordering::Relaxed);
         node.add_place(Place::new(Arc::clone(parent), Arc::clone(name)));
-        state.add_child(&self.table, name, node.id);
+        state.add_child(&self.table, name, node);
     }
 }
 
@@ -252,8 +285,12 @@ pub(crate) fn check_name(name: &[u8]) -> Result<()> {
     }
 }
 
+fn is_alive(node: &Node) -> bool {
+    node.lookups.load(Ordering::Relaxed) > 0
+}
+
 /// Counts a lookup, unless the node is dying.
-fn acquire(node: &Node) -> bool {
+pub(crate) fn acquire(node: &Node) -> bool {
     node.lookups
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count > 0).then(|| count + 1))
         .is_ok()
@@ -270,8 +307,8 @@ fn release(node: &Node, count: u64) -> bool {
 
 impl NodeTable {
     /// Makes the root node, which is first.
-    pub(crate) fn insert_root(&self, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
-        let root = self.insert(make);
+    pub(crate) fn insert_root(&self, make: impl FnOnce(Slot) -> Node) -> Arc<Node> {
+        let root = self.insert(Some(NodeId::ROOT), make);
         root.lookups.store(1, Ordering::Relaxed);
         root
     }

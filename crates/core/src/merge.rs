@@ -14,7 +14,8 @@ use crate::Result;
 use crate::directory::{DirBody, UpperDir};
 use crate::layer::LayerDir;
 use crate::listing::{Listed, Listing};
-use crate::node::{LowerLeaf, Node, SharedName, UpperLeaf};
+use crate::node::{LowerLeaf, LowerPlace, Node, SharedName, UpperLeaf};
+use crate::object::NodeId;
 use crate::overlay::Overlay;
 use crate::protect::{self, Protection};
 use crate::whiteout::{self, DirMarks};
@@ -41,6 +42,8 @@ pub(crate) struct Found {
     pub stat: Stat,
     /// As `stat` reports it.
     pub ino: u64,
+    /// The id that its node is to have, where ids last.
+    pub lasting: Option<NodeId>,
     pub object: Object,
 }
 
@@ -71,6 +74,26 @@ pub(crate) enum Target {
 impl Overlay {
     /// What the name is, asked of the layers.
     pub(crate) fn resolve(&self, parent: &Node, dir: &DirBody, name: &SharedName) -> Result<Resolution> {
+        self.identified(parent, name, self.resolve_name(parent, dir, name)?)
+    }
+
+    /// The object that a listing found.
+    pub(crate) fn resolve_entry(&self, parent: &Node, dir: &DirBody, listed: &Listed) -> Result<Resolution> {
+        self.identified(parent, &listed.name, self.resolve_listed_entry(parent, dir, listed)?)
+    }
+
+    /// Adds the id that lasts.
+    fn identified(&self, parent: &Node, name: &[u8], found: Resolution) -> Result<Resolution> {
+        match found {
+            Resolution::Found(found) if self.export.is_some() => {
+                let lasting = self.lasting_id(parent, name, &found.object)?;
+                Ok(Resolution::Found(Found { lasting, ..found }))
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn resolve_name(&self, parent: &Node, dir: &DirBody, name: &SharedName) -> Result<Resolution> {
         let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
         if whiteout::is_reserved(checked) {
             return Ok(Resolution::Absent);
@@ -108,8 +131,7 @@ impl Overlay {
         Ok(matches!(self.find_in_lowers(dir, name, 0)?, Resolution::Found(_)))
     }
 
-    /// The object that a listing found.
-    pub(crate) fn resolve_entry(&self, parent: &Node, dir: &DirBody, listed: &Listed) -> Result<Resolution> {
+    fn resolve_listed_entry(&self, parent: &Node, dir: &DirBody, listed: &Listed) -> Result<Resolution> {
         let name = Name::new(&listed.name).map_err(|_| Errno::INVAL)?;
         match (listed.source, dir.upper.get()) {
             (0, Some(upper)) => {
@@ -136,7 +158,7 @@ impl Overlay {
             }
         };
         match listed {
-            Some(listed) => self.resolve_entry(parent, dir, &listed),
+            Some(listed) => self.resolve_listed_entry(parent, dir, &listed),
             None => Ok(Resolution::Absent),
         }
     }
@@ -195,13 +217,17 @@ impl Overlay {
             }
             descent.redirect(redirect);
         }
-        let lowers = self.descend(parent, descent)?;
+        let mut lowers = self.descend(parent, descent)?;
+        if self.export.is_some() && !self.is_origin_of(fd, name, lowers.first())? {
+            // As in the kernel: with handles that last, a directory merges with none but the one it is a copy of.
+            lowers.clear();
+        }
         let upper = UpperDir::found(&marks, redirect);
         let ino = match lowers.first() {
             Some(lower) => self.lower_dir_ino(lower)?,
             None => self.upper_ino(stat.ino),
         };
-        Ok(Found { stat, ino, object: Object::Dir { lowers, upper: Some(Box::new(upper)) } })
+        Ok(Found { stat, ino, lasting: None, object: Object::Dir { lowers, upper: Some(Box::new(upper)) } })
     }
 
     fn upper_leaf(
@@ -240,7 +266,7 @@ impl Overlay {
         }
         let upper =
             UpperLeaf { ino: stat.ino, metacopy: AtomicBool::new(lower.is_some()), index, protection };
-        Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower } })
+        Ok(Found { stat, ino, lasting: None, object: Object::UpperLeaf { upper, lower } })
     }
 
     /// A lower file whose copy was made through another of its names.
@@ -254,11 +280,16 @@ impl Overlay {
         }
         let upper =
             UpperLeaf { ino: stat.ino, metacopy: metacopy.into(), index: Some(Box::new(entry)), protection };
-        Ok(Found { stat, ino, object: Object::UpperLeaf { upper, lower: Some(lower) } })
+        Ok(Found { stat, ino, lasting: None, object: Object::UpperLeaf { upper, lower: Some(lower) } })
     }
 
     /// Searches the parent's lowers from the given position on.
-    fn find_in_lowers(&self, dir: &DirBody, name: &SharedName, first: usize) -> Result<Resolution> {
+    pub(crate) fn find_in_lowers(
+        &self,
+        dir: &DirBody,
+        name: &SharedName,
+        first: usize,
+    ) -> Result<Resolution> {
         let checked = Name::new(name).map_err(|_| Errno::INVAL)?;
         for (position, lower) in dir.lowers.iter().enumerate().skip(first) {
             let last = position + 1 == dir.lowers.len();
@@ -280,8 +311,7 @@ impl Overlay {
                 return self.lower_dir_found(dir, checked, position, stat);
             }
             let mut leaf = LowerLeaf {
-                dir: Arc::clone(lower),
-                name: Arc::clone(name),
+                at: LowerPlace::Named { dir: Arc::clone(lower), name: Arc::clone(name) },
                 hard_linked: stat.nlink > 1,
                 protection: protect::of_lower(&stat),
                 data: None,
@@ -293,7 +323,7 @@ impl Overlay {
             let ino = self.lower_ino(lower.layer, stat.ino);
             let found = match self.find_indexed(&leaf)? {
                 Some((entry, copy)) => self.indexed_leaf(leaf, ino, entry, copy)?,
-                None => Found { stat, ino, object: Object::LowerLeaf(leaf) },
+                None => Found { stat, ino, lasting: None, object: Object::LowerLeaf(leaf) },
             };
             return Ok(Resolution::Found(found));
         }
@@ -311,7 +341,7 @@ impl Overlay {
         let descent = Descent { target: Target::Child(name.to_owned()), from, stop: false };
         let lowers = self.descend(dir, descent)?;
         let ino = lowers.first().map_or(stat.ino, |lower| self.lower_ino(lower.layer, stat.ino));
-        Ok(Resolution::Found(Found { stat, ino, object: Object::Dir { lowers, upper: None } }))
+        Ok(Resolution::Found(Found { stat, ino, lasting: None, object: Object::Dir { lowers, upper: None } }))
     }
 
     /// A lower directory whose layers a listing already knows: only those are asked, as long as no redirect leads
@@ -342,7 +372,7 @@ impl Overlay {
         }
         let stat = top.ok_or(Errno::IO)?;
         let ino = lowers.first().map_or(stat.ino, |lower| self.lower_ino(lower.layer, stat.ino));
-        Ok(Resolution::Found(Found { stat, ino, object: Object::Dir { lowers, upper: None } }))
+        Ok(Resolution::Found(Found { stat, ino, lasting: None, object: Object::Dir { lowers, upper: None } }))
     }
 
     /// Collects the lower directories that merge under a name.

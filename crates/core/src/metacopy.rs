@@ -17,7 +17,7 @@ use crate::Result;
 use crate::directory::DirBody;
 use crate::layer::LayerDir;
 use crate::merge::{Descent, Target};
-use crate::node::{LowerLeaf, SharedName};
+use crate::node::{LowerLeaf, LowerPlace, SharedName};
 use crate::overlay::Overlay;
 
 /// Unit of reading for a digest, in bytes.
@@ -100,8 +100,9 @@ impl Overlay {
         leaf: LowerLeaf,
         mark: &Metacopy,
     ) -> Result<LowerLeaf> {
-        let mut descent = Descent::child(name, leaf.dir.layer + 1);
-        let fd = leaf.dir.open(&self.lowers, &self.cache)?;
+        let LowerPlace::Named { dir, .. } = &leaf.at else { return Err(Errno::IO) };
+        let mut descent = Descent::child(name, dir.layer + 1);
+        let fd = dir.open(&self.lowers, &self.cache)?;
         self.follow_lower(&fd, name, &mut descent)?;
         self.chase(parent, descent, Some(leaf), mark)
     }
@@ -129,7 +130,8 @@ impl Overlay {
             let more = self.lower_mark(&fd, name, &stat)?.is_some();
             let place = DataPlace::Merged { dir: Arc::clone(&dir), name: Arc::clone(&shared) };
             let protection = crate::protect::of_lower(&stat);
-            let found = LowerLeaf { dir, name: shared, hard_linked: stat.nlink > 1, protection, data: None };
+            let at = LowerPlace::Named { dir, name: shared };
+            let found = LowerLeaf { at, hard_linked: stat.nlink > 1, protection, data: None };
             let leaf = top.take().unwrap_or(found);
             if !more {
                 return Ok(with_data(leaf, place));
@@ -202,7 +204,7 @@ impl Overlay {
     pub(crate) fn data_blocks(&self, lower: &LowerLeaf, size: u64) -> Result<u64> {
         let whole = size.div_ceil(512);
         let (dir, name) = match lower.data.as_deref().map(|data| &data.place) {
-            None => (&lower.dir, &lower.name),
+            None => return self.lower_at(lower)?.stat().map(|stat| stat.blocks),
             Some(DataPlace::Merged { dir, name }) => (dir, name),
             Some(DataPlace::DataOnly { path, layer }) => {
                 let layer = layer.get().and_then(|layer| self.data_layers.get(*layer));

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use once_cell::race::OnceBox;
 use parking_lot::{Mutex, RwLock};
-use plyfs_format::{NameBuf, Protattr};
+use plyfs_format::{FileHandle, NameBuf, Protattr};
 use plyfs_sys::{Errno, File, FileKind};
 use smallvec::SmallVec;
 
@@ -18,6 +18,7 @@ use crate::lock::{self, Ordered};
 use crate::metacopy::LowerData;
 use crate::object::NodeId;
 use crate::protect::Protection;
+use crate::table::Slot;
 
 /// A shared name: one allocation serves the node, its lower object and the listing.
 pub(crate) type SharedName = Arc<[u8]>;
@@ -29,6 +30,8 @@ pub(crate) struct Node {
     pub id: NodeId,
     /// Immutable.
     pub kind: FileKind,
+    /// Where the node table has it. Immutable.
+    pub slot: u32,
     /// What `stat` reports; changes once, when a lower hard link is broken by copy-up. Atomic.
     ino: AtomicU64,
     /// Lookups less forgets. Atomic; reaches zero only under the state lock of the parent.
@@ -97,14 +100,31 @@ pub(crate) struct SyncFailures {
 /// A leaf in a lower layer. Lower layers do not change, so its path is good for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct LowerLeaf {
-    pub dir: Arc<LayerDir>,
-    pub name: SharedName,
+    /// Where it is. Immutable.
+    pub at: LowerPlace,
     /// Links of the lower inode: above one, copy-up breaks the link and the inode number changes.
     pub hard_linked: bool,
     /// Append-only or immutable.
     pub protection: Protattr,
     /// Where its data lies, if not in itself.
     pub data: Option<Arc<LowerData>>,
+}
+
+/// How a leaf of a lower layer is reached.
+#[derive(Clone, Debug)]
+pub(crate) enum LowerPlace {
+    /// By its name.
+    Named { dir: Arc<LayerDir>, name: SharedName },
+    /// By its file handle: no name of it is known (`nfs_export=on`).
+    Handle(Box<HeldLower>),
+}
+
+/// A leaf of which only the handle is known.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldLower {
+    /// A layer on its file system.
+    pub layer: u16,
+    pub handle: FileHandle,
 }
 
 /// A leaf in upper.
@@ -120,6 +140,16 @@ pub(crate) struct UpperLeaf {
     pub protection: Protection,
 }
 
+impl LowerPlace {
+    /// The layer that it is in.
+    pub fn layer(&self) -> u16 {
+        match self {
+            Self::Named { dir, .. } => dir.layer,
+            Self::Handle(held) => held.layer,
+        }
+    }
+}
+
 impl UpperLeaf {
     /// An upper object that holds its data.
     pub fn whole(ino: u64) -> Self {
@@ -129,10 +159,11 @@ impl UpperLeaf {
 
 impl Node {
     /// A node with one name (none for the root) and no lookup yet.
-    pub fn new(id: NodeId, kind: FileKind, ino: u64, place: Option<Place>, body: Body) -> Self {
+    pub fn new(at: Slot, kind: FileKind, ino: u64, place: Option<Place>, body: Body) -> Self {
         Self {
-            id,
+            id: at.id,
             kind,
+            slot: at.slot,
             ino: AtomicU64::new(ino),
             lookups: AtomicU64::new(0),
             places: Ordered::new(place.into_iter().collect()),
@@ -243,6 +274,12 @@ impl Leaf {
     /// The descriptor that keeps it reachable without a name.
     pub fn orphan(&self) -> Option<&Arc<File>> {
         self.usage.get()?.orphan.get()
+    }
+
+    /// Whether a leaf without a place was removed: it lies below, and was found by a name once.
+    pub fn lost_its_name(&self) -> bool {
+        let held = |lower: &LowerLeaf| matches!(lower.at, LowerPlace::Handle(_));
+        self.upper.get().is_none() && !self.lower.as_ref().is_some_and(held)
     }
 
     /// Whether the data lies in upper too.

@@ -115,6 +115,8 @@ pub struct Attr {
 pub struct Entry {
     /// The node.
     pub node: NodeId,
+    /// What a file handle of the node must state beside its id: always the same for the same id. 0 where ids do not last.
+    pub generation: u32,
     /// Its attributes.
     pub attr: Attr,
 }

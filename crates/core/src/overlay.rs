@@ -15,6 +15,7 @@ use plyfs_sys::{Dir, DirMut, Errno, Faults};
 use crate::Result;
 use crate::directory::{DirBody, UpperDir};
 use crate::error::AssembleError;
+use crate::export::Export;
 use crate::fd_cache::{FdCache, Slot};
 use crate::handle::Handles;
 use crate::idle::IdleFiles;
@@ -102,6 +103,8 @@ pub struct Overlay {
     pub(crate) tree: OrderedRw<{ lock::TREE }, ()>,
     pub(crate) listings: ListingBudget,
     pub(crate) idle: IdleFiles,
+    /// With it ids last (`nfs_export=on`).
+    pub(crate) export: Option<Export>,
     root: Arc<Node>,
     ino: InoSpace,
     /// The most nodes that were remembered since memory was last given back.
@@ -122,6 +125,8 @@ pub(crate) struct Features {
     pub metacopy: bool,
     /// The names of a lower file with several links stay together when it is copied up.
     pub index: bool,
+    /// File handles last: every copy has an entry in the index, and what was deleted too.
+    pub nfs_export: bool,
     /// Lower layers are believed that their files' data lies further down.
     pub follow_metacopy_in_lower: bool,
     /// Whether the data of metadata-only files is checked against the recorded digest.
@@ -141,7 +146,14 @@ impl Features {
     fn within(self, upper: Option<&Upper>) -> Self {
         let Some(upper) = upper.filter(|upper| !upper.abilities.xattr) else { return self };
         tracing::warn!(path = %upper.path.display(), "upperdir has no attributes: no directory of a lower layer can be renamed, and inode numbers change at copy-up");
-        Self { redirect_dir: false, metacopy: false, index: false, allow_offline_changes: true, ..self }
+        Self {
+            redirect_dir: false,
+            metacopy: false,
+            index: false,
+            nfs_export: false,
+            allow_offline_changes: true,
+            ..self
+        }
     }
 }
 
@@ -166,9 +178,16 @@ impl Overlay {
             None => (None, Vec::new()),
         };
         let mut features = options.features.within(upper.as_ref());
-        if let (true, Some(upper), Some(paths)) = (features.index, &upper, &spec.upper) {
-            features.index = index::prepare(upper, &paths.work, &lowers, options.namespace, features.uuid)?;
+        let mut export = None;
+        if features.nfs_export {
+            export = Export::of(&lowers, upper.as_ref(), devices.len(), features.uuid);
         }
+        if let (true, Some(upper), Some(paths)) = (features.index, &upper, &spec.upper) {
+            let index = index::Preparation { upper, work: &paths.work, namespace: options.namespace };
+            features.index = index.run(&lowers, features.uuid, export.is_some())?;
+        }
+        export = export.filter(|_| upper.is_none() || features.index);
+        features.nfs_export = export.is_some();
         if let Some(upper) = upper.as_ref().filter(|upper| upper.abilities.xattr)
             && let Err(error) = uuid::prepare(&upper.root, options.uuid, options.namespace)
         {
@@ -176,7 +195,7 @@ impl Overlay {
         }
         let ino = InoSpace::new(devices.len(), spec.options.ino32);
         let show = probe::show(spec, &lowers, upper.as_ref())?;
-        let table = NodeTable::default();
+        let table = if features.nfs_export { NodeTable::with_lasting_ids() } else { NodeTable::default() };
         let root = make_root(&table, &lowers, upper.as_ref(), options.namespace, ino)?;
         Ok(Self {
             lowers,
@@ -192,6 +211,7 @@ impl Overlay {
             tree: OrderedRw::new(()),
             listings: ListingBudget::default(),
             idle: IdleFiles::default(),
+            export,
             root,
             ino,
             peak: AtomicUsize::new(0),
@@ -281,10 +301,15 @@ impl Overlay {
     /// The inode number of the lower object that an upper one was copied from, if its `origin` says so and it lies on
     /// the file system of a layer.
     pub(crate) fn origin_ino(&self, dir: &Dir, name: Name<'_>) -> Result<Option<u64>> {
-        let Some(value) = dir.get_xattr(name, self.namespace.name(Private::Origin))? else { return Ok(None) };
-        let Ok(Parsed::Known(origin)) = Origin::parse(&value) else { return Ok(None) };
+        let value = dir.get_xattr(name, self.namespace.name(Private::Origin))?;
+        Ok(value.and_then(|value| self.ino_of_origin(&value)))
+    }
+
+    /// The same from the attribute's value.
+    pub(crate) fn ino_of_origin(&self, value: &[u8]) -> Option<u64> {
+        let Ok(Parsed::Known(origin)) = Origin::parse(value) else { return None };
         let layer = self.lowers.iter().find(|layer| layer.uuid == origin.uuid || origin.uuid == [0; 16]);
-        Ok(layer.zip(probe::ino_of_handle(&origin.handle)).map(|(layer, ino)| self.ino.map(layer.fs, ino)))
+        layer.zip(probe::ino_of_handle(&origin.handle)).map(|(layer, ino)| self.ino.map(layer.fs, ino))
     }
 
     /// Returns freed memory to the system each time half of the nodes are gone.
@@ -330,7 +355,7 @@ fn make_root(
         }
         None => ino.map(top.fs, top_ino),
     };
-    Ok(table.insert_root(|id| Node::new(id, plyfs_sys::FileKind::Directory, ino, None, body)))
+    Ok(table.insert_root(|at| Node::new(at, plyfs_sys::FileKind::Directory, ino, None, body)))
 }
 
 fn upper_root(upper: &Upper, namespace: Namespace) -> core::result::Result<Box<UpperDir>, AssembleError> {

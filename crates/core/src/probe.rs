@@ -44,9 +44,6 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
     for note in &effective.notes {
         tracing::info!("{note}");
     }
-    if effective.nfs_export {
-        tracing::warn!("nfs_export=on: file handles are valid only while the front end remembers the file");
-    }
     let follows = effective.redirect_dir != RedirectMode::NoFollow;
     let creates = effective.redirect_dir == RedirectMode::On;
     let features = Features {
@@ -55,6 +52,7 @@ pub(crate) fn options(spec: &StackSpec, privileged: bool) -> Assembled<Options> 
         follow_redirect_in_lower: follows && effective.trust == LayerTrust::AllLayers,
         metacopy: effective.metacopy,
         index: effective.index,
+        nfs_export: effective.nfs_export,
         follow_metacopy_in_lower: effective.metacopy && effective.trust == LayerTrust::AllLayers,
         verity: effective.verity,
         sync: !effective.volatile && spec.options.fsync != Some(false),

@@ -182,8 +182,8 @@ impl Overlay {
                 }
             }
         };
-        let attr = self.compose(&node, &stat);
-        Ok((attr.ino, Some(Entry { node: node.id, attr })))
+        let entry = self.entry(&node, &stat);
+        Ok((entry.attr.ino, Some(entry)))
     }
 
     /// The inode number of a listed name, without making a node where that is not needed.

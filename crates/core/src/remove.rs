@@ -11,7 +11,7 @@ use crate::Result;
 use crate::copy_up::Depth;
 use crate::directory::{DirBody, lock_changes};
 use crate::lookup::check_name;
-use crate::node::{Body, Leaf, Node, SharedName};
+use crate::node::{Body, Leaf, LowerPlace, Node, SharedName};
 use crate::object::NodeId;
 use crate::overlay::Overlay;
 use crate::upper::{Upper, WhiteoutForm};
@@ -83,7 +83,7 @@ impl Overlay {
             self.undo_leaving(parent, name, node);
         }
         removed?;
-        self.drop_unused_entry(node);
+        self.retire_entry(node);
         self.forget_name(parent, dir, name, node);
         Ok(true)
     }
@@ -198,7 +198,7 @@ impl Overlay {
 
 /// Puts a whiteout in the place of an upper leaf, at once. A mark is there before the leaf goes, so that what is below never
 /// shows.
-fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
+pub(crate) fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
     if upper.abilities.whiteouts == WhiteoutForm::Named {
         upper.whiteout_mark(fd, name)?;
         return upper.unlink(fd, name);
@@ -212,7 +212,12 @@ fn whiteout_over(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<()> {
 }
 
 /// Exchanges a whiteout in work with an upper directory, which is then cleared away in work.
-fn exchange_and_clear(upper: &Upper, whiteout: Name<'_>, fd: &DirMut, name: Name<'_>) -> Result<()> {
+pub(crate) fn exchange_and_clear(
+    upper: &Upper,
+    whiteout: Name<'_>,
+    fd: &DirMut,
+    name: Name<'_>,
+) -> Result<()> {
     let exchanged = upper.rename(&upper.work, whiteout, fd, name, RenameFlags::EXCHANGE);
     upper.discard(whiteout);
     exchanged
@@ -232,7 +237,10 @@ fn remove_upper_directory(upper: &Upper, fd: &DirMut, name: Name<'_>) -> Result<
 
 /// Whether the leaf's own lower object is what the name covers: then no layer needs to be asked.
 fn shows_own_lower(dir: &DirBody, name: &SharedName, leaf: &Leaf) -> bool {
-    leaf.lower.as_ref().is_some_and(|lower| {
-        *lower.name == **name && dir.lowers.iter().any(|layer| Arc::ptr_eq(layer, &lower.dir))
+    leaf.lower.as_ref().is_some_and(|lower| match &lower.at {
+        LowerPlace::Named { dir: own, name: lower } => {
+            **lower == **name && dir.lowers.iter().any(|layer| Arc::ptr_eq(layer, own))
+        }
+        LowerPlace::Handle(_) => false,
     })
 }

@@ -192,7 +192,7 @@ impl Overlay {
         match prepared.and_then(|_| self.rename_over(old, new, moved)) {
             Ok(tree) => {
                 if let Some(other) = other {
-                    self.drop_unused_entry(other);
+                    self.retire_entry(other);
                     self.forget_name(&new.parent, new.dir()?, &new.name, other);
                 }
                 self.move_name(old, new, moved)?;

@@ -329,7 +329,7 @@ impl Overlay {
         match &node.body {
             _ if node.in_upper() => self.show.upper_record,
             Body::Dir(dir) => dir.lowers.first().and_then(|lower| self.record_of(lower.layer)),
-            Body::Leaf(leaf) => leaf.lower.as_ref().and_then(|lower| self.record_of(lower.dir.layer)),
+            Body::Leaf(leaf) => leaf.lower.as_ref().and_then(|lower| self.record_of(lower.at.layer())),
         }
     }
 

@@ -20,7 +20,12 @@ pub(crate) struct NodeTable {
     /// Nodes of leaves with several names, by the upper's inode number (with an index, by the one that is shown), so that
     /// all names share one node.
     links: Mutex<HashMap<u64, NodeId>>,
+    /// Ids may be given from outside. Immutable.
+    lasting: bool,
 }
+
+/// The bit that no lasting id has, and where there are such, every other id.
+pub(crate) const FLEETING: u64 = 1 << 63;
 
 #[derive(Debug, Default)]
 struct Slots {
@@ -29,45 +34,95 @@ struct Slots {
     /// Nodes forgotten so far. It makes the upper half of an id, so that none is given twice: the kernel and NFS clients keep
     /// file handles made of it.
     forgotten: u32,
+    /// The places of nodes with an id that lasts (`export.rs`).
+    lasting: HashMap<NodeId, u32>,
+}
+
+/// Where a new node is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub id: NodeId,
+    pub slot: u32,
 }
 
 impl NodeTable {
-    /// The place of an id in the table: its lower half, less one.
-    pub fn index(id: NodeId) -> u32 {
-        (id.0 as u32).wrapping_sub(1)
+    /// A table whose nodes may have ids that last. The others' are unlike those of earlier mounts, as far as chance goes.
+    pub fn with_lasting_ids() -> Self {
+        let table = Self { lasting: true, ..Self::default() };
+        table.slots.write().forgotten = table.hasher.hash_one(std::process::id()) as u32;
+        table
     }
 
     /// The node with that id, or `None` for one that is not remembered.
     pub fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.at(Self::index(id)).filter(|node| node.id == id)
+        let slots = self.slots.read();
+        let node =
+            |index: u32| slots.nodes.get(index as usize)?.as_ref().filter(|node| node.id == id).cloned();
+        match node((id.0 as u32).wrapping_sub(1)) {
+            None if self.lasting => slots.lasting.get(&id).copied().and_then(node),
+            found => found,
+        }
     }
 
     /// The node at that place.
-    pub fn at(&self, index: u32) -> Option<Arc<Node>> {
-        self.slots.read().nodes.get(index as usize)?.clone()
+    pub fn at(&self, slot: u32) -> Option<Arc<Node>> {
+        self.slots.read().nodes.get(slot as usize)?.clone()
     }
 
-    /// Gives a new node an id and remembers it.
-    pub fn insert(&self, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
-        let mut slots = self.slots.write();
-        let index = slots.free.pop().unwrap_or(u32::try_from(slots.nodes.len()).unwrap_or(u32::MAX));
-        let id = (u64::from(slots.forgotten) << 32) | (u64::from(index) + 1);
-        let node = Arc::new(make(NodeId(id)));
-        match slots.nodes.get_mut(index as usize) {
-            Some(slot) => *slot = Some(Arc::clone(&node)),
+    /// Gives a new node an id, the one that it is to have or one of our own, and remembers it.
+    pub fn insert(&self, id: Option<NodeId>, make: impl FnOnce(Slot) -> Node) -> Arc<Node> {
+        self.insert_into(&mut self.slots.write(), id, make)
+    }
+
+    fn insert_into(
+        &self,
+        slots: &mut Slots,
+        id: Option<NodeId>,
+        make: impl FnOnce(Slot) -> Node,
+    ) -> Arc<Node> {
+        let slot = slots.free.pop().unwrap_or(u32::try_from(slots.nodes.len()).unwrap_or(u32::MAX));
+        let own = (u64::from(slots.forgotten) << 32) | (u64::from(slot) + 1);
+        let given = id.unwrap_or(NodeId(if self.lasting { own | FLEETING } else { own }));
+        let node = Arc::new(make(Slot { id: given, slot }));
+        match slots.nodes.get_mut(slot as usize) {
+            Some(place) => *place = Some(Arc::clone(&node)),
             None => slots.nodes.push(Some(Arc::clone(&node))),
+        }
+        if id.is_some() {
+            slots.lasting.insert(given, slot);
         }
         node
     }
 
-    /// Forgets a node.
-    pub fn remove(&self, id: NodeId) {
-        let index = Self::index(id);
+    /// The node with an id that lasts, if `share` takes it; else a new one, which has it from then on.
+    pub fn share_or_insert(
+        &self,
+        id: NodeId,
+        share: impl FnOnce(&Arc<Node>) -> bool,
+        make: impl FnOnce(Slot) -> Node,
+    ) -> Arc<Node> {
         let mut slots = self.slots.write();
-        let taken = slots.nodes.get_mut(index as usize).and_then(|slot| slot.take_if(|node| node.id == id));
+        match slots.lasting.get(&id).and_then(|slot| slots.nodes.get(*slot as usize)).and_then(Option::as_ref)
+        {
+            Some(node) if share(node) => Arc::clone(node),
+            _ => self.insert_into(&mut slots, Some(id), make),
+        }
+    }
+
+    /// Forgets a node.
+    pub fn remove(&self, node: &Arc<Node>) {
+        let mut slots = self.slots.write();
+        let taken = slots
+            .nodes
+            .get_mut(node.slot as usize)
+            .and_then(|place| place.take_if(|there| Arc::ptr_eq(there, node)));
         if taken.is_some() {
             slots.forgotten = slots.forgotten.wrapping_add(1);
-            slots.free.push(index);
+            slots.free.push(node.slot);
+            // A successor may have the id by now.
+            if self.lasting && slots.lasting.get(&node.id) == Some(&node.slot) {
+                slots.lasting.remove(&node.id);
+            }
         }
         let live = slots.nodes.len() - slots.free.len();
         drop(slots);
@@ -133,23 +188,39 @@ mod tests {
     use crate::directory::DirBody;
     use crate::node::Body;
 
-    fn insert(table: &NodeTable) -> NodeId {
+    fn insert(table: &NodeTable) -> Arc<Node> {
         let body = || Body::Dir(Box::new(DirBody::new(Vec::new(), None)));
-        table.insert(|id| Node::new(id, FileKind::Directory, 1, None, body())).id
+        table.insert(None, |at| Node::new(at, FileKind::Directory, 1, None, body()))
     }
 
     #[test]
     fn an_id_is_never_given_twice() {
         let table = NodeTable::default();
-        assert_eq!(insert(&table), NodeId::ROOT);
+        assert_eq!(insert(&table).id, NodeId::ROOT);
         let old = insert(&table);
-        table.remove(old);
+        table.remove(&old);
         let new = insert(&table);
-        assert_eq!(NodeTable::index(old), NodeTable::index(new), "the place is used again");
-        assert_ne!(old, new);
-        assert!(table.get(old).is_none() && table.get(new).is_some());
-        table.remove(old);
-        assert!(table.get(new).is_some(), "forgetting the old one again does not touch the new one");
+        assert_eq!(old.slot, new.slot, "the place is used again");
+        assert_ne!(old.id, new.id);
+        assert!(table.get(old.id).is_none() && table.get(new.id).is_some());
+        table.remove(&old);
+        assert!(table.get(new.id).is_some(), "forgetting the old one again does not touch the new one");
         assert!(table.get(NodeId(0)).is_none());
+    }
+
+    #[test]
+    fn an_id_that_lasts_is_that_of_the_node_that_came_last() {
+        let table = NodeTable::with_lasting_ids();
+        let make = |at| {
+            Node::new(at, FileKind::Directory, 1, None, Body::Dir(Box::new(DirBody::new(Vec::new(), None))))
+        };
+        let id = NodeId(4711);
+        let old = table.insert(Some(id), make);
+        let new = table.insert(Some(id), make);
+        table.remove(&old);
+        assert!(table.get(id).is_some_and(|found| Arc::ptr_eq(&found, &new)));
+        table.remove(&new);
+        assert!(table.get(id).is_none());
+        assert_ne!(insert(&table).id.0 & FLEETING, 0, "no other id looks like one that lasts");
     }
 }

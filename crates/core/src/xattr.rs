@@ -5,14 +5,14 @@
 
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
-use std::sync::Arc;
 
-use plyfs_format::{Name, xattr};
+use plyfs_format::xattr;
 use plyfs_sys::{Errno, XattrFlags};
 
 use crate::Result;
 use crate::attr::gaining_privileges;
 use crate::copy_up::Depth;
+use crate::lower::LowerAt;
 use crate::node::{Body, Node};
 use crate::object::{Caller, NodeId};
 use crate::overlay::Overlay;
@@ -48,8 +48,7 @@ impl Overlay {
         let raw = match self.object_of(&node)? {
             Located::Upper(UpperObject::Dir(dir)) => dir.list_own_xattrs()?,
             Located::Upper(UpperObject::Leaf(file)) => file.list_xattrs()?,
-            Located::LowerDir(dir) => dir.list_own_xattrs()?,
-            Located::LowerLeaf(dir, name) => dir.list_xattrs(Name::new(&name).map_err(|_| Errno::IO)?)?,
+            Located::Lower(lower) => lower.list_xattrs()?,
         };
         let keeps_records = self.record_kept_for(&node).is_some();
         let mut shown = Vec::with_capacity(raw.len());
@@ -171,8 +170,7 @@ impl Overlay {
     pub(crate) fn read_xattr(&self, node: &Node, name: &CStr) -> Result<Option<Vec<u8>>> {
         match self.object_of(node)? {
             Located::Upper(object) => object.get_xattr(name),
-            Located::LowerDir(dir) => dir.get_own_xattr(name),
-            Located::LowerLeaf(dir, leaf) => dir.get_xattr(Name::new(&leaf).map_err(|_| Errno::IO)?, name),
+            Located::Lower(lower) => lower.get_xattr(name),
         }
     }
 
@@ -181,11 +179,11 @@ impl Overlay {
             return self.upper_object(node).map(Located::Upper);
         }
         match &node.body {
-            Body::Dir(dir) => Ok(Located::LowerDir(self.lower_dir(dir.lowers.first().ok_or(Errno::IO)?)?)),
-            Body::Leaf(leaf) => {
-                let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
-                Ok(Located::LowerLeaf(self.lower_dir(&lower.dir)?, Arc::clone(&lower.name)))
+            Body::Dir(dir) => {
+                let dir = self.lower_dir(dir.lowers.first().ok_or(Errno::IO)?)?;
+                Ok(Located::Lower(LowerAt::Dir(dir)))
             }
+            Body::Leaf(leaf) => self.lower_at(leaf.lower.as_ref().ok_or(Errno::IO)?).map(Located::Lower),
         }
     }
 }
@@ -197,6 +195,5 @@ fn is_acl(name: &CStr) -> bool {
 /// The object that bears a node's attributes.
 enum Located {
     Upper(UpperObject),
-    LowerDir(Arc<plyfs_sys::Dir>),
-    LowerLeaf(Arc<plyfs_sys::Dir>, crate::node::SharedName),
+    Lower(LowerAt),
 }

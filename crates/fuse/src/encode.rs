@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use plyfs_core::{Attr, StatFs, Time};
+use plyfs_core::{Attr, Entry, StatFs, Time};
 
 use crate::abi::{InitFlags, MAJOR, MINOR, OpenFlags, STATX_BASIC_STATS, STATX_BTIME};
 use crate::replaced::Inode;
@@ -43,15 +43,15 @@ impl Timeouts {
     }
 }
 
-/// `fuse_entry_out`: a name that exists.
-pub fn entry(out: &mut Output, inode: Inode, attr: &Attr, timeouts: &Timeouts) {
-    entry_head(out, inode.0, timeouts.entry, timeouts.of_attr(attr));
-    attributes(out, attr);
+/// `fuse_entry_out`: a name that exists. The inode is the one that stands for the entry's node.
+pub fn entry(out: &mut Output, inode: Inode, entry: &Entry, timeouts: &Timeouts) {
+    entry_head(out, (inode.0, entry.generation), timeouts.entry, timeouts.of_attr(&entry.attr));
+    attributes(out, &entry.attr);
 }
 
 /// `fuse_entry_out` of a name that does not exist: node 0, to be remembered.
 pub fn absent(out: &mut Output, timeouts: &Timeouts) {
-    entry_head(out, 0, timeouts.negative, Duration::ZERO);
+    entry_head(out, (0, 0), timeouts.negative, Duration::ZERO);
     out.zeros(ATTR);
 }
 
@@ -164,9 +164,8 @@ pub const fn split_device_number(device: u32) -> (u32, u32) {
 /// Size of `fuse_attr`.
 const ATTR: usize = 88;
 
-fn entry_head(out: &mut Output, node: u64, entry: Duration, attr: Duration) {
-    // Generation 0: the engine never gives a node number twice.
-    out.u64(node).u64(0).u64(entry.as_secs()).u64(attr.as_secs());
+fn entry_head(out: &mut Output, (node, generation): (u64, u32), entry: Duration, attr: Duration) {
+    out.u64(node).u64(generation.into()).u64(entry.as_secs()).u64(attr.as_secs());
     out.u32(entry.subsec_nanos()).u32(attr.subsec_nanos());
 }
 
@@ -205,11 +204,15 @@ mod tests {
         }
     }
 
+    fn sample_entry() -> Entry {
+        Entry { node: plyfs_core::NodeId(2), generation: 0, attr: sample() }
+    }
+
     #[test]
     fn structures_have_the_sizes_of_the_header_file() {
         type Case = (fn(&mut Output), usize);
         let sizes: [Case; 7] = [
-            (|o| entry(o, Inode(2), &sample(), &Timeouts::FOREVER), ENTRY_OUT),
+            (|o| entry(o, Inode(2), &sample_entry(), &Timeouts::FOREVER), ENTRY_OUT),
             (|o| absent(o, &Timeouts::FOREVER), ENTRY_OUT),
             (|o| attr(o, &sample(), &Timeouts::FOREVER), 104),
             (|o| statx(o, &sample(), &Timeouts::FOREVER), 32 + 256),

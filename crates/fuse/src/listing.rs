@@ -3,7 +3,7 @@
 //! Owns the layout of `fuse_dirent` and `fuse_direntplus` and the limit the kernel set; which entries there are is the
 //! engine's.
 
-use plyfs_core::{Attr, DirEntry, DirSink, Entry};
+use plyfs_core::{DirEntry, DirSink, Entry};
 
 use crate::abi::{DIRENT, ENTRY_OUT};
 use crate::encode::{self, Timeouts};
@@ -19,7 +19,7 @@ pub struct Listing<'a> {
 }
 
 /// What the kernel is told of an entry.
-pub type Told<'a> = dyn Fn(Entry) -> (Inode, Attr) + 'a;
+pub type Told<'a> = dyn Fn(Entry) -> (Inode, Entry) + 'a;
 
 impl<'a> Listing<'a> {
     /// A listing of at most `limit` bytes; with nodes and attributes if `plus` is given.
@@ -61,8 +61,8 @@ impl DirSink for Listing<'_> {
         if let Some(told) = self.plus {
             match entry.entry {
                 Some(found) => {
-                    let (inode, attr) = told(found);
-                    encode::entry(self.out, inode, &attr, &self.timeouts);
+                    let (inode, entry) = told(found);
+                    encode::entry(self.out, inode, &entry, &self.timeouts);
                 }
                 // Node 0 means "not told" here, not "absent".
                 None => drop(self.out.zeros(ENTRY_OUT)),
@@ -78,7 +78,7 @@ impl DirSink for Listing<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use plyfs_core::{NodeId, Time};
+    use plyfs_core::{Attr, NodeId, Time};
 
     fn found(node: u64) -> Entry {
         let now = Time::default();
@@ -98,13 +98,13 @@ mod tests {
             btime: None,
             cacheable: true,
         };
-        Entry { node: NodeId(node), attr }
+        Entry { node: NodeId(node), generation: 0, attr }
     }
 
     #[test]
     fn a_listing_never_exceeds_its_limit_and_names_its_nodes() {
         let mut out = Output::default();
-        let told = |entry: Entry| (entry.node.into(), entry.attr);
+        let told = |entry: Entry| (entry.node.into(), entry);
         let mut listing = Listing::new(&mut out, 500, Some(&told), Timeouts::FOREVER);
         let names: [&[u8]; 4] = [b".", b"a", b"a longer name than that", b"b"];
         let mut pushed = 0;

@@ -156,15 +156,15 @@ impl Operations {
     }
 
     fn entry(&self, entry: &Entry, out: &mut Output) -> Answer {
-        let (inode, attr) = self.told(*entry);
-        encode::entry(out, inode, &attr, &self.timeouts);
+        let (inode, entry) = self.told(*entry);
+        encode::entry(out, inode, &entry, &self.timeouts);
         Answer::Entry(inode)
     }
 
     /// What the kernel is told of an entry.
-    fn told(&self, entry: Entry) -> (Inode, Attr) {
+    fn told(&self, entry: Entry) -> (Inode, Entry) {
         let inode = self.replaced.inode(entry.node);
-        (inode, self.held(inode, entry.attr))
+        (inode, Entry { attr: self.held(inode, entry.attr), ..entry })
     }
 
     /// The attributes, marked as not to be remembered where they can change unseen: by a backing file, or through the inode
@@ -236,7 +236,8 @@ impl Operations {
         // Nothing is remembered of a new file that had to be taken back.
         let choice =
             self.choose(entry.node, &opened, given).map_err(|NeedsInode| self.replace(channel, given))?;
-        encode::entry(out, inode, &self.held(inode, entry.attr), &self.timeouts);
+        let entry = Entry { attr: self.held(inode, entry.attr), ..entry };
+        encode::entry(out, inode, &entry, &self.timeouts);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         Ok(Answer::EntryAndOpen(given))
     }

@@ -250,6 +250,31 @@ impl Dir {
         handle::of_descriptor(self.fd.as_fd())
     }
 
+    /// Opens the inode that a handle names in this directory's file system, of any type and only to name it (`O_PATH` of
+    /// open_by_handle_at(2), as the mounter). The inode can lie anywhere in the file system: whether it belongs to the
+    /// layer is for the caller to find out. `ESTALE` if it is gone; `EPERM` without CAP_DAC_READ_SEARCH.
+    pub fn open_handle(&self, handle: &FileHandle) -> Result<File> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        self.by_handle(handle, flags).map(|fd| File::new(fd, flags, Grant::Read))
+    }
+
+    /// As [`Dir::open_handle`], of a directory: `ENOTDIR` for anything else.
+    pub fn open_dir_handle(&self, handle: &FileHandle) -> Result<Self> {
+        self.by_handle(handle, DIR_FLAGS).map(Self::from_fd)
+    }
+
+    /// The directory above this one, which can be above the layer too; the root of the mount is above itself (openat(2) of
+    /// `..`).
+    pub fn above(&self) -> Result<Self> {
+        raw::retry(|| rustix::fs::openat(&self.fd, c"..", DIR_FLAGS, Mode::empty())).map(Self::from_fd)
+    }
+
+    pub(crate) fn by_handle(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd> {
+        crate::creds::assume_mounter()?;
+        // The call takes no O_PATH descriptor for the mount.
+        handle::open_by_handle(self.reopen()?.as_fd(), handle, flags)
+    }
+
     /// The UUID of the file system that holds this directory; see [`handle::filesystem_uuid`].
     pub fn filesystem_uuid(&self) -> Result<Option<[u8; 16]>> {
         handle::filesystem_uuid(self.reopen()?.as_fd())

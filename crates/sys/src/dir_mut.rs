@@ -72,6 +72,12 @@ impl DirMut {
         Ok(File::new(fd, flags, Grant::Write))
     }
 
+    /// As [`Dir::open_handle`], with the right to change what is found.
+    pub fn open_handle_mut(&self, handle: &plyfs_format::FileHandle) -> Result<File> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW;
+        self.by_handle(handle, flags).map(|fd| File::new(fd, flags, Grant::Write))
+    }
+
     /// As [`DirMut::open_writable`], for a path beneath this directory (openat2(2)).
     pub fn open_writable_at(&self, rel: &RelPath, flags: OFlags) -> Result<File> {
         let fd = self.0.resolve(rel, file_flags(flags - OFlags::CREATE))?;

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use plyfs_format::{Name, Private};
-use plyfs_sys::{Errno, File, OFlags};
+use plyfs_format::Private;
+use plyfs_sys::{Errno, File};
 
 use super::Depth;
 use crate::Result;
@@ -21,8 +21,7 @@ impl Overlay {
         if let Some(data) = &lower.data {
             return self.open_data(data);
         }
-        let name = Name::new(&lower.name).map_err(|_| Errno::IO)?;
-        self.lower_dir(&lower.dir)?.open_file(name, OFlags::RDONLY)
+        self.lower_at(lower)?.open()
     }
 
     /// Fills a new upper file with the first `keep` bytes of the lower's data.

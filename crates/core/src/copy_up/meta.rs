@@ -3,14 +3,13 @@
 //! Data comes first: writing it would drop security.capability. Owner before attributes and mode: changing it would drop
 //! them too. Times last. The kernel's counterparts are `ovl_copy_xattr`, `ovl_set_attr` and `ovl_set_origin`.
 
-use std::ffi::{CStr, CString};
-use std::sync::Arc;
+use std::ffi::CString;
 
-use plyfs_format::{FileHandle, Name, Namespace, Origin, Private, xattr};
-use plyfs_sys::{Dir, Errno, FileKind, Stat, Times, XattrFlags};
+use plyfs_format::{Namespace, Origin, Private, xattr};
+use plyfs_sys::{Errno, FileKind, Stat, Times, XattrFlags};
 
 use crate::Result;
-use crate::node::SharedName;
+use crate::lower::LowerAt;
 use crate::overlay::Overlay;
 use crate::show::Owner;
 use crate::upper::UpperObject;
@@ -18,9 +17,7 @@ use crate::upper::UpperObject;
 /// An object of a lower layer, for reading its attributes.
 #[derive(Debug)]
 pub(super) struct LowerObject {
-    pub dir: Arc<Dir>,
-    /// `None` for the directory itself.
-    pub name: Option<SharedName>,
+    pub at: LowerAt,
     pub layer: u16,
     pub stat: Stat,
 }
@@ -37,7 +34,9 @@ impl Overlay {
         let nosuid = self.lowers.get(usize::from(from.layer)).is_some_and(|layer| layer.nosuid);
         let kind = from.stat.kind();
         let owner = match self.record_of(from.layer) {
-            Some(record) => record.read(|name| from.get(name))?.unwrap_or_else(|| Owner::of(&from.stat)),
+            Some(record) => {
+                record.read(|name| from.at.get_xattr(name))?.unwrap_or_else(|| Owner::of(&from.stat))
+            }
             None => Owner::of(&from.stat),
         };
         let (uid, gid) = self.owners.replace(owner.uid, owner.gid);
@@ -84,7 +83,7 @@ impl Overlay {
 
     fn copy_xattrs(&self, from: &LowerObject, to: &UpperObject, nosuid: bool) -> Result<()> {
         let upper = self.require_upper()?;
-        let names = from.list()?;
+        let names = from.at.list_xattrs()?;
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             // A record where none is kept is data, but upper may be one that keeps them.
             let bare = self.record_of(from.layer).is_none() && self.is_bare_record(&names, name);
@@ -94,7 +93,7 @@ impl Overlay {
             }
             let copied = if bare { xattr::escape(self.namespace, name) } else { Ok(name.into()) };
             let copied = cstring(&copied.map_err(|_| Errno::OPNOTSUPP)?)?;
-            let Some(value) = from.get(&cstring(name)?)? else { continue };
+            let Some(value) = from.at.get_xattr(&cstring(name)?)? else { continue };
             match upper.set_xattr(to, &copied, &value, XattrFlags::empty()) {
                 Err(Errno::OPNOTSUPP) if !must_copy(name) => {}
                 done => done?,
@@ -104,14 +103,9 @@ impl Overlay {
     }
 
     fn set_origin(&self, from: &LowerObject, to: &UpperObject) -> Result<()> {
-        let value = match from.handle()? {
-            Some(handle) => {
-                let uuid = match self.lowers.get(usize::from(from.layer)) {
-                    Some(layer) if self.features.uuid => layer.uuid,
-                    _ => [0; 16],
-                };
-                Origin::new(uuid, handle).encode()
-            }
+        // Nothing where the file system has no handles, or one that the format cannot hold.
+        let value = match from.at.file_handle()? {
+            Some(handle) => Origin::new(self.recorded_uuid(from.layer), handle).encode(),
             None => Vec::new(),
         };
         match self.set_private(to, Private::Origin, &value) {
@@ -123,34 +117,6 @@ impl Overlay {
             }
             done => done,
         }
-    }
-}
-
-impl LowerObject {
-    fn list(&self) -> Result<Vec<u8>> {
-        match self.checked_name()? {
-            Some(name) => self.dir.list_xattrs(name),
-            None => self.dir.list_own_xattrs(),
-        }
-    }
-
-    fn get(&self, attr: &CStr) -> Result<Option<Vec<u8>>> {
-        match self.checked_name()? {
-            Some(name) => self.dir.get_xattr(name, attr),
-            None => self.dir.get_own_xattr(attr),
-        }
-    }
-
-    /// `None` where the file system has no handles, or one that the format cannot hold.
-    fn handle(&self) -> Result<Option<FileHandle>> {
-        match self.checked_name()? {
-            Some(name) => self.dir.file_handle(name),
-            None => self.dir.own_file_handle(),
-        }
-    }
-
-    fn checked_name(&self) -> Result<Option<Name<'_>>> {
-        self.name.as_deref().map(|name| Name::new(name).map_err(|_| Errno::IO)).transpose()
     }
 }
 

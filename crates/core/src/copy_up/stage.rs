@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use plyfs_format::{Metacopy, Name, NameBuf, Private};
+use plyfs_format::{Metacopy, Name, NameBuf, Origin, Private};
 use plyfs_sys::{DirMut, Errno, File, FileKind, RenameFlags, Times};
 
 use super::Depth;
 use super::meta::LowerObject;
 use crate::Result;
 use crate::directory::{DirBody, UpperDir};
+use crate::lower::LowerAt;
 use crate::node::{Leaf, LowerLeaf, Node, Place, UpperLeaf};
 use crate::overlay::Overlay;
 use crate::protect::{self, Protection};
@@ -31,7 +32,7 @@ impl Overlay {
         let upper = self.require_upper()?;
         let lower = dir.lowers.first().ok_or(Errno::IO)?;
         let fd = self.lower_dir(lower)?;
-        let from = LowerObject { stat: fd.stat()?, dir: fd, name: None, layer: lower.layer };
+        let from = LowerObject { stat: fd.stat()?, at: LowerAt::Dir(fd), layer: lower.layer };
         let temporary = upper.temporary_name()?;
         upper.create_as_mounter(&upper.work, temporary.as_name(), 0o700, New::Dir)?;
         let published = self.finish_directory(node, dir, &from, temporary.as_name());
@@ -68,15 +69,34 @@ impl Overlay {
             return Err(Errno::IO);
         }
         self.mark_listed_upper(parent, &place.name);
+        self.index_copy(from, node);
         Ok(())
+    }
+
+    /// Enters a directory that was just copied up in the index. What fails here is made up for when it is next looked up.
+    fn index_copy(&self, from: &LowerObject, node: &Node) {
+        if self.export.is_none() {
+            return;
+        }
+        let enter = || -> Result<()> {
+            let (Some(lower), Some(upper)) =
+                (from.at.file_handle()?, self.upper_dir(node)?.own_file_handle()?)
+            else {
+                return Ok(());
+            };
+            self.index_directory(&Origin::new(self.recorded_uuid(from.layer), lower), upper)
+        };
+        if let Err(error) = enter() {
+            tracing::warn!(%error, "a copied-up directory gets no index entry for now");
+        }
     }
 
     pub(super) fn copy_up_leaf(&self, node: &Arc<Node>, leaf: &Leaf, depth: Depth) -> Result<()> {
         let upper = self.require_upper()?;
         let lower = leaf.lower.as_ref().ok_or(Errno::IO)?;
-        let fd = self.lower_dir(&lower.dir)?;
-        let stat = fd.stat_at(Name::new(&lower.name).map_err(|_| Errno::IO)?)?;
-        let from = LowerObject { stat, dir: fd, name: Some(Arc::clone(&lower.name)), layer: lower.dir.layer };
+        let at = self.lower_at(lower)?;
+        let stat = at.stat()?;
+        let from = LowerObject { stat, at, layer: lower.at.layer() };
         let staged = match stat.kind() {
             FileKind::Regular => self.stage_file(upper, lower, &from, depth)?,
             _ => self.stage_special(upper, lower, &from)?,
@@ -155,7 +175,7 @@ impl Overlay {
         let name = temporary.as_name();
         let target;
         let new = if from.stat.kind() == FileKind::Symlink {
-            target = from.dir.readlink(Name::new(&lower.name).map_err(|_| Errno::IO)?)?;
+            target = from.at.readlink()?;
             New::Symlink(&target)
         } else {
             New::Node { rdev: (from.stat.rdev_major, from.stat.rdev_minor) }
@@ -183,7 +203,9 @@ impl Overlay {
         let seen = node.place();
         let guard = seen.as_ref().and_then(|place| place.parent.as_dir()).map(|dir| dir.change.lock());
         let place = seen.as_ref().filter(|place| node.has_place(place.parent.id, &place.name));
-        if leaf.lower.as_ref().is_some_and(|lower| self.is_indexed(lower)) {
+        if let Some(lower) = leaf.lower.as_ref().filter(|lower| self.is_indexed(lower))
+            && (place.is_some() || !self.is_retired(lower)?)
+        {
             return self.publish_indexed(node, leaf, staged, place);
         }
         match place {
