@@ -373,6 +373,15 @@ fn ipc_is_the_views_own_and_so_is_the_network_if_asked() {
             alone.contains("00000000000000000000000000000001") || !Path::new("/proc/net/if_inet6").exists(),
             "its loopback is up: {alone}"
         );
+        let sys = inside(
+            &["--network", "none"],
+            "ls /sys/class/net
+             mount -o remount,rw /sys 2>/dev/null && echo REMOUNTED
+             mount -t sysfs none /mnt 2>/dev/null && echo WRITABLE
+             test -z \"$(ls /sys/fs/cgroup)\" || echo cgroups",
+        );
+        let cgroups = std::fs::read_dir("/sys/fs/cgroup").is_ok_and(|mut all| all.next().is_some());
+        assert_eq!(sys, if cgroups { "lo\ncgroups" } else { "lo" }, "{who:?}: its own /sys, and read-only");
     });
 }
 

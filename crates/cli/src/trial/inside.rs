@@ -52,6 +52,7 @@ fn seal(helper: Helper, network: ViewNetwork) -> Outcome<()> {
     helper.enter(Namespaces { mount: true, ipc: true, network: alone, ..Namespaces::default() })?;
     if alone {
         confine::start_loopback().context(|| "cannot start the loopback interface in the view")?;
+        view::renew_sys()?;
     }
     if confine::refuse_terminal_input().is_err() {
         // A kernel without seccomp: in a session without a terminal there is nothing to type into, and no job control.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use plyfs_sys::Errno;
 use plyfs_sys::mount::{self, MountAttributes, MountFlags, OpenTreeFlags};
+use plyfs_sys::mountinfo;
 use rustix::fs::CWD;
 
 use crate::failure::{Context, Failure, Outcome};
@@ -25,6 +26,34 @@ pub fn show_read_only(source: &Path, target: &Path) -> Outcome<()> {
 /// Makes /sys: the machine's, read-only.
 pub fn make_sys(view: &Path) -> Outcome<()> {
     show_read_only(Path::new("/sys"), &view.join("sys"))
+}
+
+/// Makes /sys anew for a network of the view's own, or it would go on to show the machine's interfaces. What is mounted below
+/// comes with it. Where a new one is forbidden (in a container whose own /sys is masked) the machine's stays.
+pub fn renew_sys() -> Outcome<()> {
+    let sys = Path::new("/sys");
+    let mut below: Vec<PathBuf> = Vec::new();
+    let mut table = mountinfo::read().context(|| "/proc/self/mountinfo")?;
+    table.sort_by(|one, other| one.target.cmp(&other.target));
+    for mount in table.into_iter().filter(|mount| mount.target != sys && mount.target.starts_with(sys)) {
+        if !below.iter().any(|above| mount.target.starts_with(above)) {
+            below.push(mount.target);
+        }
+    }
+    let recursive = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE;
+    let copies: Vec<_> =
+        below.into_iter().map(|path| (mount::open_tree(CWD, &path, recursive), path)).collect();
+    let safe = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if let Err(error) = mount::mount(c"sysfs", sys, c"sysfs", safe, b"") {
+        tracing::debug!(%error, "no new /sys for the view's network: it shows the machine's");
+        return Ok(());
+    }
+    for (copy, path) in copies {
+        if let Err(error) = copy.and_then(|copy| mount::attach(&copy, CWD, &path)) {
+            tracing::debug!(%error, path = %path.display(), "not in the view's new /sys");
+        }
+    }
+    Ok(())
 }
 
 /// Makes /dev: a new one with a few devices, terminals of its own and shared memory of its own.
