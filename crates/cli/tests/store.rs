@@ -167,3 +167,33 @@ fn without_root_a_container_belongs_to_the_user_who_is_its_root() {
         assert_eq!(said, "0:0\nchanged\nnew\n");
     });
 }
+
+/// The same changes by root on the kernel's overlay and by a user on FUSE: what they commit is one image.
+#[test]
+fn what_a_user_commits_equals_what_root_commits() {
+    let all = "$P import r.tar base:1 >&2; $P create base:1 c1 >&2; M=$($P mount c1)
+        echo new > $M/etc/new; chmod 640 $M/etc/new; mkdir -m 1777 $M/made; ln -s x $M/made/link; mkfifo $M/made/fifo
+        chmod 600 $M/etc/shadow; echo more >> $M/etc/mine; chmod 4755 $M/bin/su; mv $M/etc/moved $M/etc/away
+        rm $M/etc/gone; rm -r $M/dir; mkdir $M/dir; echo x > $M/dir/x; mkdir -p $M/implied/a; echo y > $M/implied/a/y
+        find $M -newer r.tar -exec touch -h -d 2020-01-01 {} +
+        $P umount c1; $P commit c1 base:2; $P check >&2
+        $P export c1 | tar tvf - --numeric-owner --full-time";
+    as_root("what_a_user_commits_equals_what_root_commits", |place| {
+        place.dirs(&["u", "r", "root/bin", "root/etc", "root/dir"]);
+        sandbox::open_fuse_to_all(&place.at("u")).unwrap();
+        place.sh(
+            "cd root; for f in bin/su etc/shadow etc/mine etc/moved etc/gone dir/old; do echo $f > $f; done
+             chown 0:42 etc/shadow; chmod 640 etc/shadow; chown 33:34 etc/mine etc/moved; chown 5:5 bin/su
+             find . -exec touch -h -d 2019-01-01 {} +; cd ..
+             tar -C root --numeric-owner -cf u/r.tar .; cp u/r.tar r; touch -d 2022-01-01 u/r.tar r/r.tar; chown 1:1 u",
+        );
+        let by_user = as_user(place, &format!("cd u; {all}"));
+        let by_root = place.sh(&format!("cd r; P='{PLYFS} --root R --backend kernel'; {all}"));
+        assert_eq!(by_user, by_root);
+        assert!(by_user.starts_with("sha256:") && by_user.contains(" 33/34 "), "{by_user}");
+        // And what the user saves is what root loads.
+        as_user(place, "cd u; $P save -o ../u/saved.tar base:2");
+        let loaded = place.sh(&format!("{PLYFS} --root r/R load u/saved.tar"));
+        assert!(loaded.contains(by_user.lines().next().unwrap()), "{loaded}");
+    });
+}

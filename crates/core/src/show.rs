@@ -54,7 +54,11 @@ struct Ids {
 #[derive(Debug)]
 enum Translation {
     Same,
-    Squash(u32),
+    /// Everything is shown as one id; what is created has its place on disk, which a mapping may give.
+    Squash {
+        shown: u32,
+        disk: u32,
+    },
     Map(IdMap),
 }
 
@@ -70,9 +74,13 @@ pub(crate) struct Owner {
 impl Show {
     /// What the options ask for.
     pub fn new(options: &Options) -> Self {
-        let translation = |squash: Option<u32>, map: Option<&IdMap>| match (squash, map) {
-            (Some(id), _) => Translation::Squash(id),
-            (None, _) if options.squash_to_root => Translation::Squash(0),
+        let squash = |shown: u32, map: Option<&IdMap>| {
+            let disk = map.and_then(|map| map.to_disk(shown)).unwrap_or(shown);
+            Translation::Squash { shown, disk }
+        };
+        let translation = |squashed: Option<u32>, map: Option<&IdMap>| match (squashed, map) {
+            (Some(id), _) => squash(id, map),
+            (None, _) if options.squash_to_root => squash(0, map),
             (None, Some(map)) => Translation::Map(map.clone()),
             (None, None) => Translation::Same,
         };
@@ -105,7 +113,7 @@ impl Show {
 
     /// Whether every object is shown with one and the same owner and group, whatever lies on disk.
     pub fn squashes(&self) -> bool {
-        let squashed = |translation: &Translation| matches!(translation, Translation::Squash(_));
+        let squashed = |translation: &Translation| matches!(translation, Translation::Squash { .. });
         self.ids.as_ref().is_some_and(|ids| squashed(&ids.uid) && squashed(&ids.gid))
     }
 
@@ -159,7 +167,7 @@ impl Translation {
     fn to_shown(&self, id: u32) -> u32 {
         match self {
             Self::Same => id,
-            Self::Squash(all) => *all,
+            Self::Squash { shown, .. } => *shown,
             Self::Map(map) => map.to_shown(id).unwrap_or(OVERFLOW_ID),
         }
     }
@@ -167,14 +175,14 @@ impl Translation {
     fn to_disk(&self, id: u32) -> Result<u32> {
         match self {
             Self::Same => Ok(id),
-            Self::Squash(all) => Ok(*all),
+            Self::Squash { disk, .. } => Ok(*disk),
             Self::Map(map) => map.to_disk(id).ok_or(Errno::OVERFLOW),
         }
     }
 
     fn change(&self, id: Option<u32>) -> Result<Option<u32>> {
         match self {
-            Self::Squash(_) => Ok(None),
+            Self::Squash { .. } => Ok(None),
             _ => id.map(|id| self.to_disk(id)).transpose(),
         }
     }

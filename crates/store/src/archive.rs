@@ -1,7 +1,8 @@
 //! Images in archives: reads docker-archive and OCI layouts, as a tar (compressed or not) or a directory.
 //!
 //! Owns finding out which of the two it is, and matching their files to blobs. All files are staged and
-//! digested before anything in them is believed; names in the archive are keys, never paths on disk.
+//! digested before anything in them is believed, though what may be a layer is unpacked meanwhile (ahead.rs); names in the
+//! archive are keys, never paths on disk.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -10,6 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::ahead::Ahead;
 use crate::beneath::{self, Root};
 use crate::blob::{self, Staged};
 use crate::db::Image;
@@ -44,10 +46,12 @@ impl Store {
     /// Loads the images of an archive or a directory; `-` is standard input.
     pub fn load(&self, from: &Path) -> Result<Vec<Image>> {
         let work = Work::begin(&self.layout)?;
+        let mut ahead = Ahead::new(self, &work)?;
         let files = match from.is_dir() {
-            true => self.stage_dir(&work, from)?,
-            false => self.stage_tar(&work, from)?,
+            true => self.stage_dir(&mut ahead, from)?,
+            false => self.stage_tar(&mut ahead, from)?,
         };
+        let trees = ahead.finish();
         let what = from.display().to_string();
         let (incoming, blobs) = if files.contains_key("index.json") {
             oci(&files, &what)?
@@ -62,10 +66,10 @@ impl Store {
         if incoming.is_empty() {
             return Err(Error::invalid(what, "holds no image"));
         }
-        self.ingest(work, incoming, &blobs, None)
+        self.ingest(work, incoming, &blobs, trees)
     }
 
-    fn stage_tar(&self, work: &Work, from: &Path) -> Result<Files> {
+    fn stage_tar(&self, ahead: &mut Ahead<'_>, from: &Path) -> Result<Files> {
         let (input, size) = blob::open_input(from)?;
         let task = self.options.progress.task(&format!("reading {}", from.display()), size);
         let input = blob::decoder(Counted { inner: input, task: &*task }).at("read", from)?;
@@ -76,8 +80,7 @@ impl Store {
             let Ok(name) = String::from_utf8(e.path.clone()) else { continue };
             match &e.kind {
                 Kind::File if e.sparse.is_none() => {
-                    let path = work.path(&format!("file-{}", files.len()));
-                    let staged = blob::stage(EntryData(&mut tar), path, self.options.limits.bytes)?;
+                    let staged = ahead.stage(&name, e.size, EntryData(&mut tar))?;
                     files.insert(name, staged);
                 }
                 // Old docker archives hold a layer that two images share once, and links to it.
@@ -95,7 +98,7 @@ impl Store {
     }
 
     /// Files of a directory: only those that a layout can consist of.
-    fn stage_dir(&self, work: &Work, from: &Path) -> Result<Files> {
+    fn stage_dir(&self, ahead: &mut Ahead<'_>, from: &Path) -> Result<Files> {
         let root = Root::open(&durable::absolute(from)?)?;
         let mut files = Files::new();
         let mut todo: Vec<(Vec<u8>, usize)> = vec![(Vec::new(), 0)];
@@ -110,10 +113,9 @@ impl Store {
                 } else if let (Some(f), Ok(key)) =
                     (beneath::open_regular(&root, &rel)?, String::from_utf8(rel))
                 {
-                    let task = self.options.progress.task(&key, f.metadata().map(|m| m.len()).ok());
-                    let path = work.path(&format!("file-{}", files.len()));
-                    let staged =
-                        blob::stage(Counted { inner: f, task: &*task }, path, self.options.limits.bytes)?;
+                    let size = f.metadata().at("stat", root.show(key.as_bytes()))?.len();
+                    let task = self.options.progress.task(&key, Some(size));
+                    let staged = ahead.stage(&key, size, Counted { inner: f, task: &*task })?;
                     files.insert(key, staged);
                 }
             }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::digest::{Digest, Hashing};
 use crate::durable;
@@ -12,6 +13,8 @@ use crate::error::{Context, Error, Result};
 
 /// The zstd window that a blob may ask for: 64 MiB, all of `zstd -19 --long=26`. Bounds memory.
 const ZSTD_WINDOW_LOG: u32 = 26;
+/// The one that any number of layers may use at the same time: 8 MiB, which every zstd level up to 19 is content with.
+const ZSTD_COMMON_LOG: u32 = 23;
 
 /// How a blob is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,14 +53,96 @@ impl Compression {
 pub fn decoder<'a>(inner: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
     let mut r = BufReader::with_capacity(256 << 10, inner);
     Ok(match Compression::detect(r.fill_buf()?) {
-        Compression::None => Box::new(r),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(r)),
-        Compression::Zstd => {
-            let mut d = zstd::Decoder::with_buffer(r)?;
-            d.window_log_max(ZSTD_WINDOW_LOG)?;
-            Box::new(d)
-        }
+        Compression::Zstd => zstd(r, ZSTD_WINDOW_LOG)?,
+        how => simple(r, how),
     })
+}
+
+/// The same for one of several layers: of those with a large window, one at a time, so that memory stays bounded.
+pub fn layer_decoder<'a>(inner: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut r = BufReader::with_capacity(256 << 10, inner);
+    let head = r.fill_buf()?;
+    Ok(match Compression::detect(head) {
+        Compression::Zstd if zstd_window(head).is_some_and(|n| n > 1 << ZSTD_COMMON_LOG) => {
+            let turn = Turn::take();
+            Box::new(InTurn { inner: zstd(r, ZSTD_WINDOW_LOG)?, _turn: turn })
+        }
+        Compression::Zstd => zstd(r, ZSTD_COMMON_LOG)?,
+        how => simple(r, how),
+    })
+}
+
+/// Whether a file may be a layer: a compressed stream, or a tar (POSIX, or GNU's).
+pub fn may_be_layer(head: &[u8]) -> bool {
+    Compression::detect(head) != Compression::None || head.get(257..262) == Some(b"ustar")
+}
+
+fn simple<'a>(r: impl BufRead + Send + 'a, how: Compression) -> Box<dyn Read + Send + 'a> {
+    match how {
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(r)),
+        _ => Box::new(r),
+    }
+}
+
+fn zstd<'a>(r: impl BufRead + Send + 'a, window: u32) -> io::Result<Box<dyn Read + Send + 'a>> {
+    let mut d = zstd::Decoder::with_buffer(r)?;
+    d.window_log_max(window)?;
+    Ok(Box::new(d))
+}
+
+/// The window that the first frame asks for (RFC 8878, 3.1.1.1); none if it is not within `head`.
+fn zstd_window(mut head: &[u8]) -> Option<u64> {
+    // Frames that decoders skip: a length, and as many bytes.
+    while let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, rest @ ..] = head {
+        head = rest.get(usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])).ok()?..)?;
+    }
+    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return None };
+    if descriptor & 0x20 == 0 {
+        let window = rest.first()?;
+        let base = 1u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // A single segment: the window is the content, whose size comes behind the dictionary's number.
+    let skip = [0usize, 1, 2, 4].get(usize::from(descriptor & 3))?;
+    let size = rest.get(*skip..)?;
+    let le = |n: usize| Some(size.get(..n)?.iter().rev().fold(0u64, |v, b| v << 8 | u64::from(*b)));
+    match descriptor >> 6 {
+        0 => le(1),
+        1 => le(2).map(|n| n + 256),
+        2 => le(4),
+        _ => le(8),
+    }
+}
+
+/// The right to use a large window, which one layer of this process has at a time.
+struct Turn;
+
+static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+impl Turn {
+    fn take() -> Turn {
+        let lock = TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *TAKEN.1.wait_while(lock, |taken| *taken).unwrap_or_else(PoisonError::into_inner) = true;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        TAKEN.1.notify_one();
+    }
+}
+
+struct InTurn<R> {
+    inner: R,
+    _turn: Turn,
+}
+
+impl<R: Read> Read for InTurn<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buf)
+    }
 }
 
 /// Opens a file, or standard input for `-`, with its size where known.
@@ -83,29 +168,49 @@ pub struct Staged {
     pub compression: Compression,
 }
 
-/// Copies a stream into the new file `path`, and digests it on the way.
-pub fn stage(mut from: impl Read, path: PathBuf, limit: u64) -> Result<Staged> {
+/// Copies a stream into the new file `path`, and digests it on the way; `also` is shown each part, the first of them as long
+/// as the stream allows.
+pub fn stage(
+    mut from: impl Read,
+    path: PathBuf,
+    limit: u64,
+    also: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Staged> {
     let mut out = Hashing::new(durable::new_file(&path, 0o644)?);
     let mut buf = vec![0u8; 256 << 10];
-    let mut head = Vec::new();
+    let mut head = [0u8; 4];
     loop {
-        let n = match from.read(&mut buf) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::invalid("the blob's source", e.to_string())),
-        };
+        let n =
+            read_full(&mut from, &mut buf).map_err(|e| Error::invalid("the blob's source", e.to_string()))?;
         let part = buf.get(..n).unwrap_or_default();
-        if head.len() < 4 {
-            head.extend(part.iter().take(4 - head.len()));
+        if part.is_empty() {
+            break;
+        }
+        if out.count() == 0 {
+            head.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
         }
         out.write_all(part).at("write", &path)?;
         if out.count() > limit {
             return Err(Error::invalid("the blob's source", format!("longer than {limit} bytes")));
         }
+        also(part)?;
     }
     let (_, digest, size) = out.finish();
     Ok(Staged { path, digest, size, compression: Compression::detect(&head) })
+}
+
+/// Reads until the buffer is full or the stream ends.
+pub fn read_full(from: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buf.get_mut(done..).filter(|b| !b.is_empty()) {
+        match from.read(rest) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 /// Writes a new blob through `fill`, compressed; digests both what went in (the DiffID) and what came out.
@@ -148,4 +253,30 @@ pub fn digest_file(path: &Path) -> Result<(Digest, u64)> {
     io::copy(&mut r, &mut io::sink()).at("read", path)?;
     let (_, digest, size) = r.finish();
     Ok((digest, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_of_a_zstd_stream_is_read_from_its_first_frame() {
+        let window = |level: i32, log: u32, known: bool| {
+            let mut e = zstd::Encoder::new(Vec::new(), level).unwrap();
+            e.window_log(log).unwrap();
+            if known {
+                e.set_pledged_src_size(Some(70_000)).unwrap();
+                e.include_contentsize(true).unwrap();
+            }
+            e.write_all(&[7; 70_000]).unwrap();
+            let stream = e.finish().unwrap();
+            let skipped = [&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &stream[..]].concat();
+            assert_eq!(zstd_window(&skipped), zstd_window(&stream));
+            zstd_window(&stream).unwrap()
+        };
+        assert_eq!(window(3, 20, false), 1 << 20);
+        assert_eq!(window(19, 25, false), 1 << 25);
+        assert!((70_000..1 << 20).contains(&window(3, 20, true)));
+        assert_eq!(zstd_window(b"no zstd"), None);
+    }
 }

@@ -21,6 +21,7 @@ use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::gc::orphans;
 use crate::journal::{Plan, Work};
+use crate::owner::Ids;
 use crate::publish::{lower_text, write_index};
 use crate::stack::Stack;
 use crate::store::Store;
@@ -301,15 +302,8 @@ impl Checker<'_> {
             .options
             .progress
             .task(&format!("checking {short}"), blob.metadata().ok().map(|m| m.len()));
-        let (applied, _) = unpack::unpack(
-            &blob,
-            &format!("layer {short}"),
-            Some(&l.diff_id),
-            &fresh,
-            self.store.options.limits,
-            self.store.ownership,
-            &*task,
-        )?;
+        let order = self.store.order(format!("layer {short}"), fresh.clone(), None, true);
+        let (applied, _) = unpack::unpack(&blob, Some(&l.diff_id), order, &*task)?;
         let lowers = self.store.layer_dirs(l.parent.as_ref())?;
         apply::fill_implied(&fresh, &applied.implied, &lowers)?;
         Ok(fresh)
@@ -352,7 +346,7 @@ impl Checker<'_> {
     fn dangling(&mut self, l: &Layer) -> Result<()> {
         let dirs = self.store.layer_dirs(Some(&l.chain))?;
         let own = Root::open(dirs.first().map_or(Path::new("/nonexistent"), |d| d))?;
-        let below = Stack::open(dirs.get(1..).unwrap_or_default(), false)?;
+        let below = Stack::open(dirs.get(1..).unwrap_or_default(), false, Ids::KEPT)?;
         let mut count = 0u64;
         let mut first = None;
         let mut todo: Vec<Vec<u8>> = vec![Vec::new()];
@@ -428,7 +422,7 @@ fn differs(want: &Root, have: &Root) -> Result<Option<String>> {
             }
             todo.extend(na.iter().map(|n| join(&rel, n)));
         }
-        let source = |at, stat| Source { at: (at, &rel[..]), data: None, stat };
+        let source = |at, stat| Source { at: (at, &rel[..]), data: None, stat, ids: Ids::KEPT };
         if tree::entry(&rel, &source(want, &a))? != tree::entry(&rel, &source(have, &b))? {
             return Ok(show("owner, mode, time, type or attributes differ"));
         }

@@ -16,7 +16,7 @@ use crate::apply::Layer;
 use crate::beneath::{self, Root, join};
 use crate::durable;
 use crate::error::{Context, Result};
-use crate::owner::Ownership;
+use crate::owner::{Ids, Ownership};
 use crate::progress::Task;
 use crate::stack::{Node, Stack};
 use crate::tar::{Entry, Kind, Time};
@@ -46,8 +46,7 @@ impl Copy<'_> {
             Some(d) => (stack.root(d.layer)?, &d.path[..]),
             None => (root, &top.path[..]),
         };
-        let from = Source { at: (root, &top.path), data: None, stat: &node.stat };
-        if let Some(e) = tree::entry(path, &from)? {
+        if let Some(e) = tree::entry(path, &stack.source(node)?)? {
             self.task.add(e.size);
             put(&mut self.out, &mut self.seen, e, &node.stat, data)?;
         }
@@ -111,9 +110,10 @@ pub fn write_back(dirs: &[PathBuf], merged: &Path, ownership: Ownership) -> Resu
     let staged = upper.with_file_name("diff.new");
     durable::remove_tree(&staged)?;
     durable::new_dir(&staged, 0o755)?;
-    let stack = Stack::open(lowers, false)?;
+    let ids = ownership.ids();
+    let stack = Stack::open(lowers, false, ids)?;
     let copy = Root::open(merged)?;
-    let mut w = Back { out: Layer::open(&staged, ownership)?, seen: HashMap::new(), stack, copy };
+    let mut w = Back { out: Layer::open(&staged, ownership)?, seen: HashMap::new(), stack, copy, ids };
     let base = w.stack.root_node(0)?;
     w.dir(b"", base.as_ref())?;
     w.root()?;
@@ -128,6 +128,7 @@ struct Back {
     seen: HashMap<(u64, u64), Vec<u8>>,
     stack: Stack,
     copy: Root,
+    ids: Ids,
 }
 
 impl Back {
@@ -156,13 +157,13 @@ impl Back {
 
     fn root(&mut self) -> Result<()> {
         let st = rustix::fs::fstat(&self.copy).at("stat", self.copy.path())?;
-        let e = tree::entry(b"", &Source { at: (&self.copy, b""), data: None, stat: &st })?;
+        let e = tree::entry(b"", &self.source(b"", &st))?;
         e.map_or(Ok(()), |e| self.out.entry(&e, &mut |_, _| Ok(0)))
     }
 
     fn entry(&mut self, path: &[u8], base: Option<&Node>) -> Result<bool> {
         let Some(st) = self.copy.stat(path)? else { return Ok(false) };
-        let Some(e) = tree::entry(path, &Source { at: (&self.copy, path), data: None, stat: &st })? else {
+        let Some(e) = tree::entry(path, &self.source(path, &st))? else {
             return Ok(false);
         };
         let same = match base {
@@ -183,9 +184,11 @@ impl Back {
     }
 
     fn same(&self, e: &Entry, base: &Node) -> Result<bool> {
-        let top = base.top()?;
-        let from = Source { at: (self.stack.root(top.layer)?, &top.path), data: None, stat: &base.stat };
-        Ok(tree::entry(&e.path, &from)?.is_some_and(|b| b == *e))
+        Ok(tree::entry(&e.path, &self.stack.source(base)?)?.is_some_and(|b| b == *e))
+    }
+
+    fn source<'a>(&'a self, path: &'a [u8], stat: &'a rustix::fs::Stat) -> Source<'a> {
+        Source { at: (&self.copy, path), data: None, stat, ids: self.ids }
     }
 }
 

@@ -17,9 +17,10 @@ use serde::Serialize;
 
 use crate::beneath::join;
 use crate::error::Result;
+use crate::owner::Ids;
 use crate::stack::{Node, Stack};
 use crate::tar::Time;
-use crate::tree::{Emit, Source};
+use crate::tree::Emit;
 
 /// What happened to a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -74,9 +75,9 @@ enum Event<'a> {
 
 impl Diff {
     /// Opens the layers' directories.
-    pub fn open(upper: PathBuf, lowers: Vec<PathBuf>) -> Result<Diff> {
+    pub fn open(upper: PathBuf, lowers: Vec<PathBuf>, ids: Ids) -> Result<Diff> {
         let dirs: Vec<PathBuf> = std::iter::once(upper).chain(lowers).collect();
-        Ok(Diff { stack: Stack::open(&dirs, true)? })
+        Ok(Diff { stack: Stack::open(&dirs, true, ids)? })
     }
 
     /// The list of changes, by path.
@@ -102,7 +103,7 @@ impl Diff {
     pub fn tar(&self, out: &mut dyn Write, to: &Path) -> Result<(Option<Time>, u64)> {
         let mut emit = Emit::new(out, to);
         self.walk(&mut |path, event| match event {
-            Event::Here(node, _) => emit_node(&self.stack, &mut emit, path, node),
+            Event::Here(node, _) => emit.file(path, &self.stack.source(node)?),
             Event::Replaced => emit.marker(join(path, OPAQUE_MARKER)),
             Event::Gone => {
                 let (dir, name) = crate::beneath::split(path);
@@ -203,15 +204,6 @@ impl Diff {
     }
 }
 
-fn emit_node<W: Write>(stack: &Stack, emit: &mut Emit<W>, path: &[u8], node: &Node) -> Result<()> {
-    let top = node.top()?;
-    let data = match &node.data {
-        Some(d) => Some((stack.root(d.layer)?, &d.path[..])),
-        None => None,
-    };
-    emit.file(path, &Source { at: (stack.root(top.layer)?, &top.path), data, stat: &node.stat })
-}
-
 /// Writes the merged view of layers as one tar to `out`, which messages call `to`.
 pub fn export(stack: &Stack, out: &mut dyn Write, to: &Path) -> Result<(Option<Time>, u64)> {
     let mut emit = Emit::new(out, to);
@@ -222,7 +214,7 @@ pub fn export(stack: &Stack, out: &mut dyn Write, to: &Path) -> Result<(Option<T
 }
 
 fn export_node<W: Write>(stack: &Stack, emit: &mut Emit<W>, path: &[u8], node: &Node) -> Result<()> {
-    emit_node(stack, emit, path, node)?;
+    emit.file(path, &stack.source(node)?)?;
     if node.is_dir() {
         for (name, child) in stack.list(node)? {
             export_node(stack, emit, &join(path, &name), &child)?;

@@ -10,20 +10,23 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::ahead::{Trees, Unpacked};
+use crate::apply::Applied;
 use crate::blob::{self, Compression, Staged};
 use crate::db::{Container, Image};
 use crate::diff::{self, Diff};
+use crate::digest::Digest;
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::ingest::{Incoming, Prepared};
+use crate::ingest::Incoming;
 use crate::journal::Work;
-use crate::layout;
 use crate::manifest::{self, Config, Descriptor};
+use crate::owner::Ids;
 use crate::progress::Counted;
 use crate::stack::Stack;
 use crate::store::Store;
 use crate::time;
-use crate::unpack;
+use crate::unpack::{self, Order, Unpacking};
 
 /// How an image made here differs from the default.
 #[derive(Debug, Default, Clone)]
@@ -69,40 +72,25 @@ impl Store {
     /// Makes an image of one layer from a root file system: a directory, a tar (compressed or not), or `-`.
     pub fn import(&self, from: &Path, name: &str, changes: &Changes) -> Result<Image> {
         let work = Work::begin(&self.layout)?;
-        let staged = match from.is_dir() {
-            true => self.stage_root(&work, from, changes)?,
-            false => self.stage_rootfs(&work, from, changes)?,
+        let tree = work.path("tree");
+        durable::new_dir(&tree, 0o755)?;
+        let order = self.order("the archive".into(), tree.clone(), None, false);
+        let (staged, (applied, diff_id)) = match from.is_dir() {
+            true => self.stage_root(&work, from, changes, order)?,
+            false => self.stage_rootfs(&work, from, changes, order)?,
         };
-        let made = self.unpack_base(&work, &staged)?;
-        let diff_id = made.chain;
+        if applied.entries == 0 {
+            return Err(Error::invalid("the archive", "an empty one is no root file system"));
+        }
         let mut config = Config::empty();
         config.set_run("Env", json!(["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]));
         config.set_run("Cmd", json!(["/bin/sh"]));
         changes.apply(&mut config);
         let file = from.file_name().unwrap_or_default().to_string_lossy();
-        let created = time::dated(made.applied.newest);
+        let created = time::dated(applied.newest);
         config.push_layer(&diff_id, &created, &format!("plyfs import {file}"), &changes.message)?;
-        self.take_made(work, &config, Vec::new(), staged, name, Some(made))
-    }
-
-    /// Unpacks a base layer of which nothing is known but its blob: one pass gives DiffID and files.
-    fn unpack_base(&self, work: &Work, blob: &Staged) -> Result<Prepared> {
-        let (link, dir) = (layout::new_link()?, work.path("layer-base"));
-        layout::make_layer(&dir, &link, None, false)?;
-        let task = self.options.progress.task("unpacking", Some(blob.size));
-        let (applied, chain) = unpack::unpack(
-            &blob.path,
-            "the archive",
-            None,
-            &dir.join("diff"),
-            self.options.limits,
-            self.ownership,
-            &*task,
-        )?;
-        if applied.entries == 0 {
-            return Err(Error::invalid("the archive", "an empty one is no root file system"));
-        }
-        Ok(Prepared { chain, link, dir, applied })
+        let trees = Trees::from([(staged.digest, Unpacked { dir: tree, done: Ok((applied, diff_id)) })]);
+        self.take_made(work, &config, Vec::new(), staged, name, trees)
     }
 
     /// Makes an image of a container: its image, and one layer with what it changed.
@@ -126,7 +114,7 @@ impl Store {
         config.push_layer(&diff_id, &time::dated(newest), "plyfs commit", &changes.message)?;
         let layers =
             base.layers.iter().map(|l| manifest::descriptor(&l.media_type, l.blob, l.size)).collect();
-        self.take_made(work, &config, layers, staged, name, None)
+        self.take_made(work, &config, layers, staged, name, Trees::new())
     }
 
     /// What a container changed.
@@ -138,10 +126,11 @@ impl Store {
     /// Writes a container's whole file system, or an image's, as a tar.
     pub fn export(&self, name: &str, out: &mut dyn std::io::Write) -> Result<()> {
         let stack = match self.read(|tx| crate::container::find(tx, name)) {
-            Ok(c) => Stack::open(&self.container_dirs(&c)?, true)?,
+            Ok(c) => Stack::open(&self.container_dirs(&c)?, true, self.ownership.ids())?,
             Err(Error::NotFound { .. }) => {
                 let i = self.read(|tx| crate::store::find_image(tx, name))?;
-                Stack::open(&self.layer_dirs(i.layers.last().map(|l| &l.chain))?, false)?
+                let dirs = self.layer_dirs(i.layers.last().map(|l| &l.chain))?;
+                Stack::open(&dirs, false, self.ownership.ids())?
             }
             Err(e) => return Err(e),
         };
@@ -149,7 +138,8 @@ impl Store {
     }
 
     pub(crate) fn open_diff(&self, c: &Container) -> Result<Diff> {
-        Diff::open(self.layout.layer(&c.id).join("diff"), self.layer_dirs(c.top.as_ref())?)
+        let upper = self.layout.layer(&c.id).join("diff");
+        Diff::open(upper, self.layer_dirs(c.top.as_ref())?, self.ownership.ids())
     }
 
     fn take_made(
@@ -159,7 +149,7 @@ impl Store {
         mut layers: Vec<Descriptor>,
         top: Staged,
         name: &str,
-        made: Option<Prepared>,
+        trees: Trees,
     ) -> Result<Image> {
         layers.push(manifest::descriptor(top.compression.media_type(), top.digest, top.size));
         let config = config.write()?;
@@ -171,12 +161,12 @@ impl Store {
             origin: None,
         };
         let blobs = BTreeMap::from([(top.digest, top)]);
-        let made = self.ingest(work, vec![incoming], &blobs, made)?;
+        let made = self.ingest(work, vec![incoming], &blobs, trees)?;
         made.into_iter().next().ok_or_else(|| Error::Damaged("an image was lost".into()))
     }
 
     /// A directory as a layer: everything in it, in one tar.
-    fn stage_root(&self, work: &Work, from: &Path, changes: &Changes) -> Result<Staged> {
+    fn stage_root(&self, work: &Work, from: &Path, changes: &Changes, order: Order) -> Result<Base> {
         let from = durable::absolute(from)?;
         if self.layout.root().starts_with(&from) {
             return Err(Error::Unsupported(format!(
@@ -184,33 +174,51 @@ impl Store {
                 from.display()
             )));
         }
-        let stack = Stack::open(std::slice::from_ref(&from), false)?;
+        let stack = Stack::open(std::slice::from_ref(&from), false, Ids::KEPT)?;
         let task = self.options.progress.task(&format!("importing {}", from.display()), None);
         let to = work.path("layer.tar");
         let (staged, _) = blob::compose(to.clone(), changes.compression.unwrap_or_default(), |out| {
             diff::export(&stack, &mut CountedWrite { inner: out, task: &*task }, &to).map(drop)
         })?;
-        Ok(staged)
+        let task = self.options.progress.task("unpacking", Some(staged.size));
+        let unpacked = unpack::unpack(&staged.path, None, order, &*task)?;
+        Ok((staged, unpacked))
     }
 
-    /// A tar as a layer: kept as it is, unless another compression is asked for.
-    fn stage_rootfs(&self, work: &Work, from: &Path, changes: &Changes) -> Result<Staged> {
+    /// A tar as a layer: unpacked while it is read, kept as it is, unless another compression is asked for.
+    fn stage_rootfs(&self, work: &Work, from: &Path, changes: &Changes, order: Order) -> Result<Base> {
         let (input, size) = blob::open_input(from)?;
         let task = self.options.progress.task(&format!("importing {}", from.display()), size);
         let counted = Counted { inner: input, task: &*task };
-        let staged = blob::stage(counted, work.path("layer"), self.options.limits.bytes)?;
-        match changes.compression {
+        let mut u = Unpacking::start(Order { compressed: size, ..order })?;
+        let mut wanted = true;
+        let staged = blob::stage(counted, work.path("layer"), self.options.limits.bytes, &mut |part| {
+            wanted = u.feed(part);
+            // The end of this error is that of the threads, which `finish` below tells.
+            if wanted { Ok(()) } else { Err(Error::invalid("the archive", "cannot be unpacked")) }
+        });
+        if !wanted {
+            u.finish()?;
+            return Err(Error::Damaged("unpacking ended early".into()));
+        }
+        let staged = staged?;
+        let unpacked = u.finish()?;
+        let staged = match changes.compression {
             Some(how) if how != staged.compression => {
                 let mut input =
                     blob::decoder(File::open(&staged.path).at("open", &staged.path)?).at("read", from)?;
                 let to = work.path("layer.tar");
                 let (again, _) = blob::compose(to.clone(), how, |out| pump(&mut input, from, out, &to))?;
-                Ok(again)
+                again
             }
-            _ => Ok(staged),
-        }
+            _ => staged,
+        };
+        Ok((staged, unpacked))
     }
 }
+
+/// A base layer's blob, and what was unpacked of it with its DiffID.
+type Base = (Staged, (Applied, Digest));
 
 /// Copies all; says which of the two sides failed.
 fn pump(input: &mut dyn Read, from: &Path, out: &mut dyn std::io::Write, to: &Path) -> Result<()> {

@@ -10,12 +10,13 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::ahead::{self, Trees, Unpacked};
 use crate::apply::{self, Applied};
 use crate::blob::Staged;
 use crate::db::{Blob, Image, ImageLayer, Layer, Name, Origin};
 use crate::digest::Digest;
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::journal::Work;
 use crate::layout::{self, new_link};
 use crate::manifest::{Config, Manifest, read_manifest};
@@ -37,41 +38,38 @@ pub(crate) struct Incoming {
     pub origin: Option<Origin>,
 }
 
-/// A base layer that is unpacked already, because only then its DiffID was known.
-pub(crate) struct Prepared {
-    /// Its ChainID, which is its DiffID.
-    pub chain: Digest,
-    /// The name in its `link` file.
-    pub link: String,
-    /// Its staged directory.
-    pub dir: PathBuf,
-    /// What was unpacked.
-    pub applied: Applied,
-}
-
 /// One layer to unpack.
 struct Job {
     layer: Layer,
     below: Vec<Digest>,
     blob: PathBuf,
     dir: PathBuf,
+    /// Its tree, where that was unpacked with the download.
+    ahead: Option<Unpacked>,
+}
+
+impl Job {
+    fn what(&self) -> String {
+        format!("layer {}", self.layer.diff_id.hex().get(..12).unwrap_or_default())
+    }
 }
 
 impl Store {
-    /// Takes images in; `blobs` holds the staged blobs of their layers that the store does not have.
+    /// Takes images in; `blobs` holds the staged blobs of their layers that the store does not have, and `trees` those that
+    /// are unpacked already.
     pub(crate) fn ingest(
         &self,
         work: Work,
         incoming: Vec<Incoming>,
         blobs: &BTreeMap<Digest, Staged>,
-        made: Option<Prepared>,
+        mut trees: Trees,
     ) -> Result<Vec<Image>> {
         let mut p = Publication::default();
         let mut jobs: BTreeMap<Digest, Job> = BTreeMap::new();
         let mut small = 0usize;
         for i in incoming {
             let image = self.describe(&i)?;
-            self.plan_layers(&work, &image, blobs, &mut jobs)?;
+            self.plan_layers(&work, &image, blobs, &mut trees, &mut jobs)?;
             for bytes in [&i.manifest, &i.config] {
                 small += 1;
                 let path = work.path(&format!("small-{small}"));
@@ -84,9 +82,7 @@ impl Store {
         let used = |d: &Digest| p.images.iter().any(|i| i.layers.iter().any(|l| l.blob == *d));
         let fresh = blobs.values().filter(|s| used(&s.digest));
         p.blobs.extend(fresh.map(|s| (Blob { digest: s.digest, size: s.size }, s.path.clone())));
-        let prepared = made.and_then(|m| jobs.remove(&m.chain).map(|j| finished(j.layer, m)));
         p.layers = self.unpack_all(jobs)?;
-        p.layers.extend(prepared);
         self.publish(work, &p)?;
         Ok(p.images)
     }
@@ -138,6 +134,7 @@ impl Store {
         work: &Work,
         image: &Image,
         blobs: &BTreeMap<Digest, Staged>,
+        trees: &mut Trees,
         jobs: &mut BTreeMap<Digest, Job>,
     ) -> Result<()> {
         self.write(|tx| {
@@ -167,7 +164,8 @@ impl Store {
                         size: 0,
                         entries: 0,
                     };
-                    jobs.insert(l.chain, Job { layer, below: below.clone(), blob: path, dir });
+                    let ahead = trees.remove(&l.blob);
+                    jobs.insert(l.chain, Job { layer, below: below.clone(), blob: path, dir, ahead });
                 }
                 below.push(l.chain);
             }
@@ -180,11 +178,14 @@ impl Store {
         let mut jobs: Vec<Job> = jobs.into_values().collect();
         jobs.sort_by_key(|j| j.below.len());
         self.lay_out(&jobs)?;
-        let done = self.run_jobs(&jobs)?;
+        let mut done = jobs.iter_mut().map(take_ahead).collect::<Result<Vec<Option<Applied>>>>()?;
+        let rest: Vec<&Job> = jobs.iter().zip(&done).filter(|(_, d)| d.is_none()).map(|(j, _)| j).collect();
+        let mut unpacked = self.run_jobs(&rest)?.into_iter();
+        done.iter_mut().filter(|d| d.is_none()).for_each(|d| *d = unpacked.next());
         let staged: BTreeMap<Digest, PathBuf> =
             jobs.iter().map(|j| (j.layer.chain, j.dir.join("diff"))).collect();
         let mut out = Vec::new();
-        for (mut j, a) in jobs.into_iter().zip(done) {
+        for (mut j, a) in jobs.into_iter().zip(done.into_iter().flatten()) {
             let lowers: Vec<PathBuf> = j
                 .below
                 .iter()
@@ -227,8 +228,8 @@ impl Store {
         Ok(())
     }
 
-    fn run_jobs(&self, jobs: &[Job]) -> Result<Vec<Applied>> {
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len()).max(1);
+    fn run_jobs(&self, jobs: &[&Job]) -> Result<Vec<Applied>> {
+        let workers = ahead::workers().min(jobs.len());
         let next = AtomicUsize::new(0);
         let results: Mutex<BTreeMap<usize, Result<Applied>>> = Mutex::new(BTreeMap::new());
         std::thread::scope(|s| {
@@ -258,22 +259,18 @@ impl Store {
 
     fn run_job(&self, j: &Job) -> Result<Applied> {
         let size = std::fs::metadata(&j.blob).map(|m| m.len()).ok();
-        let short: String = j.layer.diff_id.hex().chars().take(12).collect();
-        let task = self.options.progress.task(&format!("unpacking {short}"), size);
-        let (applied, _) = unpack::unpack(
-            &j.blob,
-            &format!("layer {short}"),
-            Some(&j.layer.diff_id),
-            &j.dir.join("diff"),
-            self.options.limits,
-            self.ownership,
-            &*task,
-        )?;
-        Ok(applied)
+        let task = self.options.progress.task(&format!("unpacking {}", j.what()), size);
+        let order = self.order(j.what(), j.dir.join("diff"), size, true);
+        unpack::unpack(&j.blob, Some(&j.layer.diff_id), order, &*task).map(|(applied, _)| applied)
     }
 }
 
-fn finished(mut layer: Layer, m: Prepared) -> (Layer, PathBuf) {
-    (layer.link, layer.size, layer.entries) = (m.link, m.applied.size, m.applied.entries);
-    (layer, m.dir)
+/// Puts a tree that was unpacked ahead in its place, if it is what the image promises.
+fn take_ahead(j: &mut Job) -> Result<Option<Applied>> {
+    let Some(u) = j.ahead.take() else { return Ok(None) };
+    let (applied, diff_id) = u.done?;
+    unpack::require_diff_id(&j.what(), &j.layer.diff_id, &diff_id)?;
+    let to = j.dir.join("diff");
+    std::fs::rename(&u.dir, &to).at("rename", &to)?;
+    Ok(Some(applied))
 }

@@ -3,6 +3,7 @@
 //! Start at [`Store`]. Everything becomes visible by one rename after its data is synced (`publish`); what a
 //! dead command left is removed by the next (`journal`). docs/store.md describes the design.
 
+mod ahead;
 mod apply;
 mod archive;
 mod beneath;

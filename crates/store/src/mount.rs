@@ -194,7 +194,7 @@ impl Store {
     fn mount_fuse(&self, c: &Container) -> Result<()> {
         let program = self.fuse_program()?;
         let mut cmd = Command::new(&program);
-        let options = format!("{}{}", self.overlay_options(c)?, self.one_owner());
+        let options = format!("{}{}", self.overlay_options(c)?, self.one_owner(c)?);
         cmd.arg("-o").arg(options).arg(self.merged(c)).current_dir(self.layout.overlay2());
         run(&mut cmd)?;
         match mounted_type(&self.merged(c))? {
@@ -207,13 +207,17 @@ impl Store {
     }
 
     /// To a user everything is shown as the user's own, who is the container's root: the recorded owners would be strangers
-    /// whose files the kernel keeps from being written.
-    fn one_owner(&self) -> String {
+    /// whose files the kernel keeps from being written. Where the upper bears records, what is made is recorded as root's.
+    fn one_owner(&self, c: &Container) -> Result<String> {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         if self.ownership == crate::owner::Ownership::Real || uid.is_root() {
-            return String::new();
+            return Ok(String::new());
         }
-        format!(",squash_to_uid={uid},squash_to_gid={gid}")
+        let upper = self.layout.layer(&c.id).join("diff");
+        let records =
+            crate::beneath::xattr(&upper, crate::owner::OVERRIDE).at("read the owner of", &upper)?;
+        let map = records.map_or(String::new(), |_| format!(",uidmapping=0:{uid}:1,gidmapping=0:{gid}:1"));
+        Ok(format!(",squash_to_uid={uid},squash_to_gid={gid}{map}"))
     }
 
     fn fuse_program(&self) -> Result<PathBuf> {
@@ -225,7 +229,7 @@ impl Store {
 
     fn mount_copy(&self, c: &Container) -> Result<()> {
         let merged = self.merged(c);
-        let stack = crate::stack::Stack::open(&self.container_dirs(c)?, true)?;
+        let stack = crate::stack::Stack::open(&self.container_dirs(c)?, true, self.ownership.ids())?;
         let task = self.options.progress.task("copying", None);
         let staged = merged.with_file_name("merged.new");
         durable::remove_tree(&staged)?;

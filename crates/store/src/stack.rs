@@ -16,6 +16,8 @@ use rustix::fs::{FileType, Stat};
 
 use crate::beneath::{self, Root, join, split};
 use crate::error::{Context, Error, Result};
+use crate::owner::Ids;
+use crate::tree::Source;
 
 /// One place on disk: a layer, counted from the top, and a path in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,12 +69,23 @@ pub struct Stack {
     roots: Vec<Root>,
     /// Whether the top layer is an upper, whose redirects and metacopies count.
     upper: bool,
+    ids: Ids,
 }
 
 impl Stack {
     /// Opens layers; with `upper` the first is a container's writable one.
-    pub fn open(dirs: &[PathBuf], upper: bool) -> Result<Stack> {
-        Ok(Stack { roots: dirs.iter().map(|d| Root::open(d)).collect::<Result<_>>()?, upper })
+    pub fn open(dirs: &[PathBuf], upper: bool, ids: Ids) -> Result<Stack> {
+        Ok(Stack { roots: dirs.iter().map(|d| Root::open(d)).collect::<Result<_>>()?, upper, ids })
+    }
+
+    /// Where a node's attributes are and where its data is.
+    pub fn source<'a>(&'a self, node: &'a Node) -> Result<Source<'a>> {
+        let top = node.top()?;
+        let data = match &node.data {
+            Some(d) => Some((self.root(d.layer)?, &d.path[..])),
+            None => None,
+        };
+        Ok(Source { at: (self.root(top.layer)?, &top.path), data, stat: &node.stat, ids: self.ids })
     }
 
     /// A layer's root.

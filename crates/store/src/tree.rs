@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::beneath::{self, Root, split};
 use crate::error::{Context, Result};
-use crate::owner::OVERRIDE;
+use crate::owner::{Ids, OVERRIDE};
 use crate::tar::{Entry, Kind, Time, Writer};
 
 /// Where a file's attributes are, and where its data.
@@ -24,6 +24,8 @@ pub struct Source<'a> {
     pub data: Option<(&'a Root, &'a [u8])>,
     /// Status of the former.
     pub stat: &'a Stat,
+    /// Whose it is, where no record says so.
+    pub ids: Ids,
 }
 
 /// Writes entries, the second name of an inode as a hard link to the first.
@@ -124,7 +126,7 @@ pub fn entry(path: &[u8], from: &Source<'_>) -> Result<Option<Entry>> {
     let (root, rel) = from.at;
     let st = from.stat;
     let mut mode = st.st_mode & 0o7777;
-    let (mut uid, mut gid) = (st.st_uid, st.st_gid);
+    let (mut uid, mut gid) = from.ids.inside(st.st_uid, st.st_gid);
     let mut recorded = None;
     let mut xattrs = Vec::new();
     for (k, v) in all_xattrs(root, rel)? {

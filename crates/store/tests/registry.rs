@@ -109,6 +109,84 @@ fn credentials_come_from_the_auth_file_and_wrong_ones_are_told() {
     assert_eq!(h.store.pull(&name, &o).unwrap().manifest, pushed);
 }
 
+/// Not a test of its own: a pull with helpers on its PATH, which only another process can have. Runs only when it is told what.
+#[test]
+fn pull_with_helpers() {
+    let Ok(job) = std::env::var("PLYFS_TEST_PULL") else { return };
+    let [root, auth, name] = job.split(' ').collect::<Vec<_>>()[..] else { panic!("{job}") };
+    let o = RegistryOptions { auth_file: Some(auth.into()), ..options() };
+    match common::open(std::path::Path::new(root)).pull(name, &o) {
+        Ok(i) => println!("pulled {}", i.manifest),
+        Err(e) => println!("failed {e}"),
+    }
+}
+
+#[test]
+fn credential_helpers_are_asked_and_their_failures_told() {
+    use std::os::unix::fs::PermissionsExt;
+    let (r, pushed) = with_image();
+    r.state.lock().unwrap().auth = Some("dTpw".into());
+    let h = Home::new();
+    let bin = h.path("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for (name, script) in [
+        // Answers for this registry alone, and only if it is asked as the protocol has it.
+        (
+            "good",
+            format!(
+                "read -r s; test \"$1 $s\" = \"get {}\" && echo '{{\"ServerURL\":\"s\",\"Username\":\"u\",\"Secret\":\"p\"}}'",
+                r.address
+            ),
+        ),
+        ("wrong", "echo '{\"Username\":\"u\",\"Secret\":\"hush\"}'".into()),
+        ("empty", "echo credentials not found in native keychain; exit 1".into()),
+        ("locked", "echo the key ring is locked; exit 1".into()),
+        ("garbage", "echo hush".into()),
+        ("token", "echo '{\"Username\":\"<token>\",\"Secret\":\"hush\"}'".into()),
+    ] {
+        let p = bin.join(format!("docker-credential-{name}"));
+        std::fs::write(&p, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&p, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let a = &r.address;
+    let good = format!("pulled {pushed}");
+    for (n, (file, want)) in [
+        (format!(r#"{{"credHelpers": {{"{a}": "good"}}}}"#), &good[..]),
+        (r#"{"credsStore": "good"}"#.into(), &good),
+        // The registry's own helper comes before the one for all, and both before what the file says.
+        (format!(r#"{{"credHelpers": {{"{a}": "good"}}, "credsStore": "wrong"}}"#), &good),
+        (format!(r#"{{"credsStore": "good", "auths": {{"{a}": {{"auth": "d3JvbmcK"}}}}}}"#), &good),
+        // One that knows nothing leaves it to the file; so does one for all that fails or is missing.
+        (format!(r#"{{"credsStore": "empty", "auths": {{"{a}": {{"auth": "dTpw"}}}}}}"#), &good),
+        (format!(r#"{{"credsStore": "locked", "auths": {{"{a}": {{"auth": "dTpw"}}}}}}"#), &good),
+        (format!(r#"{{"credsStore": "absent", "auths": {{"{a}": {{"auth": "dTpw"}}}}}}"#), &good),
+        (format!(r#"{{"credHelpers": {{"{a}": "wrong"}}}}"#), "credentials"),
+        (
+            format!(r#"{{"credHelpers": {{"{a}": "locked"}}}}"#),
+            "docker-credential-locked: the key ring is locked",
+        ),
+        (format!(r#"{{"credHelpers": {{"{a}": "garbage"}}}}"#), "did not answer with JSON"),
+        (format!(r#"{{"credHelpers": {{"{a}": "token"}}}}"#), "identity token"),
+        (format!(r#"{{"credHelpers": {{"{a}": "../bin/good"}}}}"#), "is no name"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let auth = h.path("config.json");
+        std::fs::write(&auth, &file).unwrap();
+        let job = format!("{} {} {a}/x:1", h.path(&format!("s{n}")).display(), auth.display());
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pull_with_helpers", "--nocapture"])
+            .env("PLYFS_TEST_PULL", job)
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
+        assert!(text.contains(want) && !text.contains("hush"), "{file}: {text}");
+    }
+}
+
 #[test]
 fn a_damaged_blob_is_fetched_again_by_repair() {
     let (r, _) = with_image();

@@ -349,7 +349,7 @@ pub struct RegistryArgs {
     /// Insist on TLS and a known certificate
     #[arg(long, value_name = "BOOL", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub tls_verify: bool,
-    /// The file with credentials [default: podman's and docker's]
+    /// The file with credentials, or with the names of credential helpers [default: podman's and docker's]
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
     /// How many layers move at a time

@@ -1,7 +1,7 @@
 //! Credentials: the auth files of podman and docker, and the challenges of registries.
 //!
-//! Owns finding and reading them; never prints a secret. Credential helpers are programs of other projects and
-//! are not called; a registry that needs one says so.
+//! Owns finding and reading them, and the order in which a file's entries are asked: the helper named for the registry
+//! (`credHelpers`), the helper for all (`credsStore`), the file's own entry. Never prints a secret.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
+use super::helper;
 use crate::durable;
 use crate::error::{Context, Error, Result};
 
 /// An auth file is small.
 const MAX: u64 = 1 << 20;
+/// Docker Hub's registry, and what helpers know it by.
+const HUB: &str = "registry-1.docker.io";
+const HUB_SERVER: &str = "https://index.docker.io/v1/";
 
 /// Base64 of `USER:PASSWORD` for `HOST/REPOSITORY`, if a file has it.
 pub fn find(registry: &str, repository: &str, file: Option<&Path>) -> Result<Option<String>> {
@@ -23,6 +27,9 @@ pub fn find(registry: &str, repository: &str, file: Option<&Path>) -> Result<Opt
     };
     for f in files {
         let v: Value = serde_json::from_slice(&durable::read_small(&f, MAX)?).at("read", &f)?;
+        if let Some(pair) = from_helpers(&v, registry)? {
+            return Ok(Some(STANDARD.encode(pair)));
+        }
         if let Some(a) = in_file(&v, registry, repository) {
             if STANDARD.decode(&a).is_err() {
                 return Err(Error::invalid(
@@ -56,11 +63,31 @@ fn usual_files() -> Vec<PathBuf> {
     v
 }
 
+/// From the helpers that a file names. One for all registries that fails is passed over: the registry may be open to all.
+fn from_helpers(v: &Value, registry: &str) -> Result<Option<String>> {
+    let server = if registry == HUB { HUB_SERVER } else { registry };
+    let own = v.get("credHelpers").and_then(Value::as_object);
+    let named = |m: &serde_json::Map<String, Value>| {
+        let hub = ["docker.io", HUB_SERVER].into_iter().filter(|_| registry == HUB);
+        [registry].into_iter().chain(hub).find_map(|k| m.get(k)?.as_str().map(str::to_owned))
+    };
+    if let Some(name) = own.and_then(named) {
+        return helper::get(&name, server);
+    }
+    let Some(name) = v.get("credsStore").and_then(Value::as_str).filter(|n| !n.is_empty()) else {
+        return Ok(None);
+    };
+    helper::get(name, server).or_else(|e| {
+        tracing::warn!("{e}");
+        Ok(None)
+    })
+}
+
 /// The entry of the longest prefix of `HOST/REPOSITORY` (containers-auth.json(5)).
 fn in_file(v: &Value, registry: &str, repository: &str) -> Option<String> {
     let auths = v.get("auths")?.as_object()?;
     let full = format!("{registry}/{repository}");
-    let hub = registry == "registry-1.docker.io";
+    let hub = registry == HUB;
     let key_of = |k: &str| {
         k.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/').to_owned()
     };

@@ -21,20 +21,23 @@ use crate::journal::Work;
 use crate::layout::Layout;
 use crate::manifest::Descriptor;
 use crate::progress::Task;
+use crate::unpack::Unpacking;
 
 /// How often a connection that broke off is taken up again without a byte of progress.
 const TRIES: u32 = 4;
 
-/// Downloads a blob; the staged file has the digest asked for.
+/// Downloads a blob; the staged file has the digest asked for. `ahead` unpacks it meanwhile, and is given back complete; not
+/// if the download had to begin anew.
 pub fn blob(
     layout: &Layout,
     work: &Work,
     client: &Client,
     d: &Descriptor,
+    ahead: Option<Unpacking>,
     task: &dyn Task,
-) -> Result<Staged> {
+) -> Result<(Staged, Option<Unpacking>)> {
     let (path, file) = partial(layout, work, &d.digest)?;
-    let mut p = Partial { file, path, hash: Sha256::new(), have: 0 };
+    let mut p = Partial { file, path, hash: Sha256::new(), have: 0, ahead };
     p.rehash(d, task)?;
     fetch(client, d, &mut p, task)?;
     let found = Digest::from_bytes(p.hash.finalize().into());
@@ -54,12 +57,8 @@ pub fn blob(
     if staged != p.path {
         fs::hard_link(&p.path, &staged).at("link", &staged)?;
     }
-    Ok(Staged {
-        path: staged,
-        digest: d.digest,
-        size: d.size,
-        compression: Compression::detect(head.get(..n).unwrap_or_default()),
-    })
+    let compression = Compression::detect(head.get(..n).unwrap_or_default());
+    Ok((Staged { path: staged, digest: d.digest, size: d.size, compression }, p.ahead))
 }
 
 /// Forgets finished downloads: their blobs are in the store.
@@ -99,6 +98,7 @@ struct Partial {
     path: PathBuf,
     hash: Sha256,
     have: u64,
+    ahead: Option<Unpacking>,
 }
 
 impl Partial {
@@ -113,8 +113,7 @@ impl Partial {
             if n == 0 {
                 return Ok(());
             }
-            self.hash.update(buf.get(..n).unwrap_or_default());
-            self.have += n as u64;
+            self.take(buf.get(..n).unwrap_or_default());
             task.add(n as u64);
         }
     }
@@ -123,14 +122,25 @@ impl Partial {
         self.file.set_len(0).at("truncate", &self.path)?;
         self.file.seek(SeekFrom::Start(0)).at("seek", &self.path)?;
         (self.hash, self.have) = (Sha256::new(), 0);
+        // What was fed to it cannot be taken back; the blob is unpacked from its file.
+        self.ahead = None;
         Ok(())
     }
 
     fn add(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).at("write", &self.path)?;
+        self.take(bytes);
+        Ok(())
+    }
+
+    /// Digests bytes that are in the file, and passes them on.
+    fn take(&mut self, bytes: &[u8]) {
         self.hash.update(bytes);
         self.have += bytes.len() as u64;
-        Ok(())
+        if let Some(u) = &mut self.ahead {
+            // A failure is told once the blob has the digest it should have.
+            u.feed(bytes);
+        }
     }
 }
 

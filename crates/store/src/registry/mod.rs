@@ -7,12 +7,14 @@
 mod auth;
 mod client;
 pub(crate) mod download;
+mod helper;
 mod push;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::ahead::{self, Trees, Unpacked};
 use crate::archive::for_this_machine;
 use crate::blob::Staged;
 use crate::db::{Blob, Image, Origin};
@@ -23,6 +25,7 @@ use crate::journal::Work;
 use crate::manifest::{self, Descriptor, Manifest, read_index, read_manifest};
 use crate::reference::{Reference, with_tag};
 use crate::store::Store;
+use crate::unpack::Unpacking;
 use client::Client;
 
 /// How a registry is talked to.
@@ -56,11 +59,11 @@ impl Store {
         }
         let work = Work::begin(&self.layout)?;
         let config = client.blob_bytes(&m.config)?;
-        let blobs = self.fetch_layers(&work, &client, &m, options)?;
+        let (blobs, trees) = self.fetch_layers(&work, &client, &m, options)?;
         let origin = Origin { reference: name.to_owned(), tls_verify: options.tls_verify };
         let names = if reference.digest.is_some() { Vec::new() } else { vec![with_tag(name)?] };
         let incoming = Incoming { manifest: bytes, media_type, config, names, origin: Some(origin) };
-        let image = self.ingest(work, vec![incoming], &blobs, None)?.into_iter().next();
+        let image = self.ingest(work, vec![incoming], &blobs, trees)?.into_iter().next();
         download::discard(&self.layout, blobs.keys())?;
         image.ok_or_else(|| Error::Damaged("an image was lost".into()))
     }
@@ -80,14 +83,14 @@ impl Store {
         Err(Error::invalid("index", "indexes nest too deep"))
     }
 
-    /// Downloads the layers that are not here, several at a time.
+    /// Downloads the layers that are not here, several at a time, and unpacks as many of them meanwhile as there are cores.
     fn fetch_layers(
         &self,
         work: &Work,
         client: &Client,
         m: &Manifest,
         options: &RegistryOptions,
-    ) -> Result<BTreeMap<Digest, Staged>> {
+    ) -> Result<(BTreeMap<Digest, Staged>, Trees)> {
         let mut wanted: Vec<&Descriptor> = Vec::new();
         self.write(|tx| {
             for d in &m.layers {
@@ -98,16 +101,40 @@ impl Store {
             }
             Ok(())
         })?;
-        let done: Mutex<Vec<Staged>> = Mutex::new(Vec::new());
+        let done = Mutex::new((BTreeMap::new(), Trees::new()));
+        let at_work = AtomicUsize::new(0);
         parallel(options.jobs, &wanted, |d| {
-            let short: String = d.digest.hex().chars().take(12).collect();
-            let task = self.options.progress.task(&format!("fetching {short}"), Some(d.size));
-            let staged = download::blob(&self.layout, work, client, d, &*task)?;
-            done.lock().unwrap_or_else(PoisonError::into_inner).push(staged);
+            let free = at_work.fetch_add(1, Ordering::Relaxed) < ahead::workers();
+            let fetched = self.fetch_layer(work, client, d, free);
+            at_work.fetch_sub(1, Ordering::Relaxed);
+            let (staged, tree) = fetched?;
+            let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+            done.0.insert(staged.digest, staged);
+            done.1.extend(tree.map(|t| (d.digest, t)));
             Ok(())
         })?;
-        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(done.into_iter().map(|s| (s.digest, s)).collect())
+        Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn fetch_layer(
+        &self,
+        work: &Work,
+        client: &Client,
+        d: &Descriptor,
+        unpack: bool,
+    ) -> Result<(Staged, Option<Unpacked>)> {
+        let short: String = d.digest.hex().chars().take(12).collect();
+        let task = self.options.progress.task(&format!("fetching {short}"), Some(d.size));
+        let dir = work.path(&format!("ahead-{}", d.digest.hex()));
+        let ahead = match unpack {
+            true => {
+                crate::durable::new_dir(&dir, 0o755)?;
+                Some(Unpacking::start(self.order(format!("layer {short}"), dir.clone(), Some(d.size), true))?)
+            }
+            false => None,
+        };
+        let (staged, ahead) = download::blob(&self.layout, work, client, d, ahead, &*task)?;
+        Ok((staged, ahead.map(|u| Unpacked { dir, done: u.finish() })))
     }
 
     /// Fetches a damaged blob of the store again and puts it in place.
@@ -124,7 +151,7 @@ impl Store {
             Err(_) => {
                 let d = manifest::descriptor("", b.digest, b.size);
                 let task = self.options.progress.task("fetching a blob again", Some(b.size));
-                let got = download::blob(&self.layout, &work, &client, &d, &*task)?;
+                let (got, _) = download::blob(&self.layout, &work, &client, &d, None, &*task)?;
                 crate::error::Context::at(std::fs::rename(&got.path, &staged), "rename", &staged)?;
             }
         }
