@@ -5,11 +5,16 @@
 mod common;
 
 use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 
 use common::{Stack, attr, kernel_can_be_asked, list, me, read, walk, write, xattr};
 use plyfs_core::{Errno, NodeId, Overlay, SetAttr};
+use plyfs_format::FileHandle;
+use plyfs_sys::handle::open_by_handle;
+use plyfs_sys::{Dir, OFlags};
 use plyfs_testkit::backing::{Backing, Kind};
 use plyfs_testkit::need::{self, Need};
 
@@ -451,6 +456,42 @@ fn ids_and_content_survive_the_kernels_turn() {
     {
         assert_eq!(walk(&overlay, path), Ok(id.0), "{path}");
     }
+}
+
+/// The kernel's own handle of a path in its mount.
+fn kernels_handle(mounted: &Path, path: &str) -> FileHandle {
+    let path = mounted.join(path);
+    let parent = Dir::open_root(path.parent().unwrap()).unwrap();
+    let name = path.file_name().unwrap().as_bytes();
+    parent.file_handle(plyfs_format::Name::new(name).unwrap()).unwrap().unwrap()
+}
+
+#[test]
+fn the_kernels_handles_survive_the_engines_turn() {
+    if !kernel_can_be_asked() {
+        return;
+    }
+    let stack = stack();
+    let mounted = stack.kernel(OPTIONS);
+    let paths = ["d/copied", "d/sub", "d/sub/one", "links/b", "d/gone", "low", "low/x"];
+    let handles = paths.map(|path| kernels_handle(mounted.path(), path));
+    mounted.unmount().unwrap();
+    change(&stack, false);
+    let mounted = stack.kernel(OPTIONS);
+    let root = fs::File::open(mounted.path()).unwrap();
+    let open = |handle| open_by_handle(root.as_fd(), handle, OFlags::RDONLY).map(fs::File::from);
+    let [copied, sub, one, linked, gone @ ..] = &handles;
+    for (handle, content) in [(copied, "COPIED"), (one, "one"), (linked, "linked")] {
+        assert_eq!(std::io::read_to_string(open(handle).unwrap()).unwrap(), content);
+    }
+    let sub = open(sub).unwrap();
+    let place = fs::read_link(format!("/proc/self/fd/{}", sub.as_raw_fd())).unwrap();
+    assert_eq!(place, mounted.path().join("moved"), "the index tells the kernel where the directory is now");
+    for (handle, path) in gone.iter().zip(paths.iter().skip(4)) {
+        assert_eq!(open(handle).map(drop), Err(Errno::STALE), "{path}");
+    }
+    drop((root, sub));
+    mounted.unmount().unwrap();
 }
 
 #[test]
