@@ -2,7 +2,7 @@
 //! open_by_handle_at(2) after the kernel forgot it, and after a remount.
 //!
 //! Needs root and `/dev/fuse`; where they are missing the test says so and passes, unless `PLYFS_TESTS_STRICT=1`.
-#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by a panic")]
+#![allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by a panic")]
 
 use std::fs;
 use std::io::{Read, Write};
