@@ -1,7 +1,7 @@
-//! The store's reader of a stranger's reference: see plyfs_store::fuzzing.
+//! See `plyfs_fuzzing::TARGETS`.
 
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|data: &[u8]| plyfs_store::fuzzing::reference(data));
+fuzz_target!(|data: &[u8]| plyfs_fuzzing::run("store_reference", data));

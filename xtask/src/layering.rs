@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("plyfs-store", &["plyfs-format", "plyfs-sys"]),
     ("plyfs-snapshotter", &["plyfs-format", "plyfs-sys", "plyfs-store"]),
     ("plyfs", &["plyfs-format", "plyfs-sys", "plyfs-core", "plyfs-fuse", "plyfs-store", "plyfs-snapshotter"]),
+    ("plyfs-fuzzing", &["plyfs-format", "plyfs-store"]),
     ("plyfs-testkit", &["plyfs-format", "plyfs-sys", "plyfs-core"]),
     ("xtask", &["plyfs-format", "plyfs-sys", "plyfs-testkit"]),
 ];

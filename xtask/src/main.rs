@@ -7,6 +7,7 @@ mod bench;
 mod child;
 mod differential;
 mod e2e;
+mod fuzz;
 mod gate;
 mod layering;
 mod mounts;
@@ -54,6 +55,8 @@ enum Command {
     PowerCut(power_cut::Args),
     /// Drive real container engines on plyfs: podman, buildah, docker (as root; installs them)
     E2e(e2e::Args),
+    /// Run the fuzz targets under libFuzzer (a nightly compiler)
+    Fuzz(fuzz::Args),
     /// Run pjdfstest and fsx on plyfs and the kernel overlay, and compare (as root)
     Posix(posix::Args),
     /// Install packages, use git and compile in a Debian root on plyfs and the kernel overlay, and compare (as root)
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Stress(args) => stress::run(&args),
         Command::PowerCut(args) => power_cut::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Posix(args) => posix::run(&args),
         Command::RealTrees(args) => real_trees::run(&args),
         Command::Setup => setup::run().map(|_| ()),

@@ -1,8 +1,10 @@
 //! Entries for the fuzz targets: each reader of a stranger's bytes, on bytes. Nothing here is for callers.
 
 use std::io::Cursor;
+use std::path::Path;
 
 use crate::manifest::{Config, read_index, read_manifest};
+use crate::owner::Ownership;
 use crate::tar::{Limits, Reader, Writer};
 
 /// Reads an archive to its end. What was read is written again and must read the same.
@@ -19,6 +21,25 @@ pub fn tar(bytes: &[u8]) {
         let read = Reader::new(Cursor::new(again), "again", limits, true).next_entry();
         assert!(matches!(read, Ok(Some(x)) if x == whole), "{whole:?} does not survive");
     }
+}
+
+/// Unpacks an archive into the empty directory `into`; says whether all of it was accepted. No name of the result may be a
+/// marker of a layer's: those became whiteouts.
+pub fn apply(bytes: &[u8], into: &Path) -> bool {
+    let limits =
+        Limits { entries: 1000, bytes: 1 << 20, header: 1 << 16, segments: 1 << 10, ..Limits::default() };
+    let mut r = Reader::new(Cursor::new(bytes), "fuzz", limits, true);
+    let accepted = crate::apply::apply(&mut r, into, Ownership::detect()).is_ok();
+    let mut pending = vec![into.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for e in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            assert!(!e.file_name().as_encoded_bytes().starts_with(b".wh."), "{:?} was made", e.path());
+            if e.file_type().is_ok_and(|t| t.is_dir()) {
+                pending.push(e.path());
+            }
+        }
+    }
+    accepted
 }
 
 /// Reads a manifest, an index and a configuration.
