@@ -197,3 +197,52 @@ fn what_a_user_commits_equals_what_root_commits() {
         assert!(loaded.contains(by_user.lines().next().unwrap()), "{loaded}");
     });
 }
+
+/// Runs a command to its end; the most memory it had, in KiB.
+fn peak(command: &mut Command) -> u64 {
+    let mut child = command.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut most = 0;
+    while child.try_wait().unwrap().is_none() {
+        // Gone from the text once the process has ended, and never smaller before.
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let high = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        most =
+            high.and_then(|v| v.trim().strip_suffix(" kB")?.parse().ok()).map_or(most, |n: u64| n.max(most));
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    most
+}
+
+/// The layer is larger than all the memory that is allowed, and so is its blob. `PLYFS_LAYER_MIB` for another size.
+#[test]
+fn an_image_of_any_size_is_loaded_in_less_than_100_megabytes() {
+    use std::io::Write;
+    let s = Shell::new();
+    let mib: u64 = std::env::var("PLYFS_LAYER_MIB").map_or(192, |n| n.parse().unwrap());
+    let at = |name: &str| s.dir.path().join(name);
+    fs::create_dir(at("root")).unwrap();
+    let mut f = std::io::BufWriter::new(fs::File::create(at("root/big")).unwrap());
+    let mut x = 1u64;
+    for n in 0..mib << 17 {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        // Five bytes of eight are noise.
+        f.write_all(&(if n % 8 < 5 { x } else { 7 }).to_le_bytes()).unwrap();
+    }
+    f.into_inner().unwrap();
+    let plyfs = |root: &str, words: &[&str]| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+        c.args(["--root", root]).args(words).current_dir(s.dir.path());
+        peak(&mut c)
+    };
+    let made = plyfs("A", &["import", "--compression", "zstd", "root", "big:1"]);
+    fs::remove_dir_all(at("root")).unwrap();
+    plyfs("A", &["save", "-o", "image.tar", "big:1"]);
+    let loaded = plyfs("B", &["load", "image.tar"]);
+    eprintln!("{mib} MiB: {made} KiB to import, {loaded} KiB to load");
+    assert!(fs::metadata(at("image.tar")).unwrap().len() > 100_000_000 * mib / 192);
+    assert!(made > 1000 && made < 100_000 && loaded > 1000 && loaded < 100_000, "{made} {loaded}");
+}

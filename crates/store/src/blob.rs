@@ -268,7 +268,7 @@ mod tests {
                 e.set_pledged_src_size(Some(70_000)).unwrap();
                 e.include_contentsize(true).unwrap();
             }
-            e.write_all(&[7; 70_000]).unwrap();
+            e.write_all(&vec![7; 70_000]).unwrap();
             let stream = e.finish().unwrap();
             let skipped = [&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &stream[..]].concat();
             assert_eq!(zstd_window(&skipped), zstd_window(&stream));
