@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::sync::Arc;
 
 use plyfs_format::{FileHandle, Name};
-use plyfs_sys::{Dir, Errno, File, OFlags, Stat};
+use plyfs_sys::{Dir, Errno, File, InodeFlags, OFlags, Stat};
 
 use crate::Result;
 use crate::node::{LowerLeaf, LowerPlace, SharedName};
@@ -76,6 +76,14 @@ impl LowerAt {
             Self::Entry(dir, name) => dir.get_xattr(checked(name)?, attr),
             Self::Dir(dir) => dir.get_own_xattr(attr),
             Self::Held(file) => file.get_xattr(attr),
+        }
+    }
+
+    /// The inode flags of a directory or regular file.
+    pub fn inode_flags(&self) -> Result<InodeFlags> {
+        match self {
+            Self::Dir(dir) => dir.own_inode_flags(),
+            Self::Entry(..) | Self::Held(_) => self.open()?.inode_flags(),
         }
     }
 

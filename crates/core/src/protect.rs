@@ -4,11 +4,10 @@
 //! itself. What they forbid is therefore refused here. The others are the real file's. The kernel's counterparts are
 //! `ovl_set_protattr`, `ovl_check_protattr` and, for what is forbidden, the checks of its VFS.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use plyfs_format::{Private, Protattr};
-use plyfs_sys::{Errno, File, InodeFlags, OFlags, Stat};
+use plyfs_sys::{Errno, InodeFlags, OFlags, Stat};
 
 use crate::Result;
 use crate::copy_up::Depth;
@@ -127,17 +126,20 @@ impl Overlay {
         Ok(flags)
     }
 
-    /// Gives a staged copy those of the other flags that a copy has in common with its original. File systems without
-    /// flags have nothing to copy.
-    pub(crate) fn copy_inode_flags(&self, from: &File, to: &Arc<File>) -> Result<()> {
+    /// Gives a staged copy those of the other flags that a copy has in common with its original (`OVL_COPY_FS_FLAGS_MASK`).
+    /// File systems without flags, and files that may not be opened to ask, have nothing to copy.
+    pub(crate) fn copy_inode_flags(&self, original: Result<InodeFlags>, to: &UpperObject) -> Result<()> {
         let kept = InodeFlags::SYNC.with(InodeFlags::NOATIME);
-        let Ok(flags) = from.inode_flags() else { return Ok(()) };
-        let wanted = InodeFlags(flags.0 & kept.0);
+        let wanted = InodeFlags(original.unwrap_or_default().0 & kept.0);
         if wanted == InodeFlags::default() {
             return Ok(());
         }
-        let Ok(present) = to.inode_flags() else { return Ok(()) };
-        self.require_upper()?.set_inode_flags(&UpperObject::Leaf(Arc::clone(to)), present.with(wanted))
+        let present = match to {
+            UpperObject::Dir(dir) => dir.own_inode_flags(),
+            UpperObject::Leaf(file) => file.inode_flags(),
+        };
+        let Ok(present) = present else { return Ok(()) };
+        self.require_upper()?.set_inode_flags(to, present.with(wanted))
     }
 
     /// What protects a node; of a lower directory nothing is known until it is copied up.

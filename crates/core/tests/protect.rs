@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -126,6 +127,65 @@ fn a_protected_lower_file_is_neither_written_nor_deleted_nor_renamed() {
         chattr(&stack.path(path), "-i");
     }
     assert_eq!(fs::read_to_string(stack.path("l0/f")).unwrap(), "x");
+}
+
+/// What `lsattr` lists of the entries of a directory.
+fn listed(dir: &Path) -> Vec<(String, String)> {
+    let output = Command::new("lsattr").arg(dir).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let entry = |line: &str| {
+        let (flags, path) = line.split_once(' ').unwrap();
+        let letters = flags.chars().filter(|letter| "SADdia".contains(*letter)).collect();
+        (Path::new(path).file_name().unwrap().to_str().unwrap().to_owned(), letters)
+    };
+    let mut all: Vec<_> = text.lines().map(entry).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn files_and_directories_are_copied_up_with_the_flags_that_the_kernel_copies() {
+    if !kernel_can_be_asked() {
+        return;
+    }
+    for options in ["", "metacopy=on"] {
+        let copied = |change: &dyn Fn(&Stack)| {
+            let stack = Stack::new(1);
+            stack.file("l0/data", "x").file("l0/empty", "").file("l0/metadata", "x");
+            if !flags_work(&stack) {
+                return None;
+            }
+            for (dir, flags) in [("S", "+S"), ("A", "+A"), ("D", "+D"), ("d", "+d"), ("all", "+SADd")] {
+                fs::create_dir(stack.path("l0").join(dir)).unwrap();
+                chattr(&stack.path("l0").join(dir), flags);
+            }
+            for file in ["data", "empty", "metadata"] {
+                chattr(&stack.path("l0").join(file), "+SAd");
+            }
+            change(&stack);
+            let all = listed(&stack.path("u"));
+            assert_eq!(all.len(), 8, "{all:?}");
+            Some(all)
+        };
+        let mode = fs::Permissions::from_mode(0o700);
+        let by_kernel = copied(&|stack| {
+            let mounted = stack.kernel(options);
+            fs::write(stack.path("m/data"), "y").unwrap();
+            for (name, _) in listed(&stack.path("l0")) {
+                fs::set_permissions(stack.path("m").join(name), mode.clone()).unwrap();
+            }
+            mounted.unmount().unwrap();
+        });
+        let by_plyfs = copied(&|stack| {
+            let overlay = stack.open(options);
+            write(&overlay, "data", 0, "y");
+            for (name, _) in listed(&stack.path("l0")) {
+                let set = SetAttr { mode: Some(0o700), ..SetAttr::default() };
+                overlay.setattr(&me(), walk(&overlay, &name).unwrap(), None, &set).unwrap();
+            }
+        });
+        assert_eq!(by_plyfs, by_kernel, "{options}");
+    }
 }
 
 #[test]

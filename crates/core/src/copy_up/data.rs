@@ -24,15 +24,22 @@ impl Overlay {
         self.lower_at(lower)?.open()
     }
 
-    /// Fills a new upper file with the first `keep` bytes of the lower's data.
-    pub(super) fn fill(&self, lower: &LowerLeaf, size: u64, to: &Arc<File>, keep: u64) -> Result<()> {
+    /// Fills a new upper file with the first `keep` bytes of the lower's data. Returns the file with that data, if there is
+    /// any.
+    pub(super) fn fill(
+        &self,
+        lower: &LowerLeaf,
+        size: u64,
+        to: &Arc<File>,
+        keep: u64,
+    ) -> Result<Option<File>> {
         let len = size.min(keep);
         if len == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let from = self.open_lower(lower)?;
         self.require_upper()?.copy_data(&from, to, len)?;
-        self.copy_inode_flags(&from, to)
+        Ok(Some(from))
     }
 
     /// Gives an upper object that has only attributes its data. The data counts once the attribute is removed, so a crash

@@ -51,7 +51,9 @@ impl Overlay {
     ) -> Result<()> {
         let upper = self.require_upper()?;
         let staged = Arc::new(upper.work.child_mut(temporary)?);
-        self.copy_metadata(from, &UpperObject::Dir(Arc::clone(&staged)), true)?;
+        let object = UpperObject::Dir(Arc::clone(&staged));
+        self.copy_inode_flags(from.at.inode_flags(), &object)?;
+        self.copy_metadata(from, &object, true)?;
         let place = node.place().ok_or(Errno::NOENT)?;
         let parent = place.parent.as_dir().ok_or(Errno::IO)?;
         let _change = parent.change.lock();
@@ -153,16 +155,23 @@ impl Overlay {
     ) -> Result<()> {
         let object = UpperObject::Leaf(Arc::clone(file));
         let metacopy = mark.is_some();
-        if let Some(mark) = mark {
+        let data = if let Some(mark) = mark {
             upper.truncate(file, from.stat.size)?;
             self.set_private(&object, Private::Metacopy, &mark.encode())?;
+            None
         } else {
             let keep = match depth {
                 Depth::Metadata => u64::MAX,
                 Depth::Data { keep } => keep,
             };
-            self.fill(lower, from.stat.size, file, keep)?;
-        }
+            self.fill(lower, from.stat.size, file, keep)?
+        };
+        // Of the file itself, which need not be the one that has the data, and is open already if it is.
+        let flags = match data.filter(|_| lower.data.is_none()) {
+            Some(data) => data.inode_flags(),
+            None => from.at.inode_flags(),
+        };
+        self.copy_inode_flags(flags, &object)?;
         self.copy_metadata(from, &object, !lower.hard_linked || self.is_indexed(lower))?;
         if self.features.sync && !metacopy {
             upper.sync(file, false)?;
