@@ -5,6 +5,7 @@
 //! page cache, where each step is a request: reading 1 GiB that the layers have in memory takes 611 ms with 128 KiB, 333 ms
 //! with 1 MiB, and a page fault far from the last one 75 µs and 408 µs. So it follows the layers' disks, within limits.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use plyfs_format::StackSpec;
@@ -18,7 +19,9 @@ const MOST: u64 = 1024;
 pub fn raise(target: &Path, spec: &StackSpec) {
     let upper = spec.upper.iter().map(|paths| paths.upper.as_path());
     let layers = spec.lowers.iter().map(|path| &**path).chain(upper);
-    let wanted = limited(layers.filter_map(|layer| mount::device_at(layer).ok()).filter_map(of_device));
+    // Hundreds of layers lie on few devices.
+    let devices: BTreeSet<_> = layers.filter_map(|layer| mount::device_at(layer).ok()).collect();
+    let wanted = limited(devices.into_iter().filter_map(of_device));
     let raised =
         mount::device_at(target).map_err(std::io::Error::from).and_then(|device| set(device, wanted));
     tracing::debug!(wanted, ?raised, "readahead");

@@ -22,6 +22,8 @@ struct Place<'a> {
     role: &'static str,
     /// As it was given.
     path: &'a Path,
+    /// As the mount table would name it.
+    real: PathBuf,
     device: u64,
     inode: u64,
     mount: u64,
@@ -68,8 +70,11 @@ fn places(spec: &StackSpec) -> Vec<Place<'_>> {
 
 impl<'a> Place<'a> {
     fn look(role: &'static str, path: &'a Path) -> Option<Self> {
-        let stat = Dir::open_root(path).and_then(|dir| dir.stat()).ok()?;
-        Some(Self { role, path, device: stat.dev(), inode: stat.ino, mount: stat.mount_id })
+        let dir = Dir::open_root(path).ok()?;
+        let stat = dir.stat().ok()?;
+        // One system call where resolving the path takes one for each of its parts.
+        let real = dir.real_path().ok().or_else(|| path.canonicalize().ok())?;
+        Some(Self { role, path, real, device: stat.dev(), inode: stat.ino, mount: stat.mount_id })
     }
 }
 
@@ -99,12 +104,12 @@ fn spots<'a, 'p>(places: &'a [Place<'p>]) -> Vec<(&'a Place<'p>, Spot)> {
     let table = if several { mountinfo::read().unwrap_or_default() } else { Vec::new() };
     let table: HashMap<u64, &mountinfo::MountInfo> = table.iter().map(|mount| (mount.id, mount)).collect();
     let spot = |place: &'a Place<'p>| {
-        let real = place.path.canonicalize().ok()?;
+        let real = place.real.clone();
         let spot = table.get(&place.mount).and_then(|mount| {
             let within = real.strip_prefix(&mount.target).ok()?;
             Some((Filesystem::Device(mount.major, mount.minor), mount.root.join(within)))
         });
-        Some((place, spot.unwrap_or((Filesystem::Mount(place.mount), real))))
+        (place, spot.unwrap_or((Filesystem::Mount(place.mount), real)))
     };
-    places.iter().filter_map(spot).collect()
+    places.iter().map(spot).collect()
 }

@@ -130,31 +130,37 @@ pub(crate) fn lowers(spec: &StackSpec, devices: &mut Vec<u64>) -> Assembled<Vec<
     if spec.lowers.len() > 65_000 {
         return Err(AssembleError::TooManyLowers(spec.lowers.len()));
     }
-    spec.lowers.iter().map(|path| lower(path, devices)).collect()
+    layers(&spec.lowers, devices)
 }
 
 /// Opens the data-only layers, topmost first.
 pub(crate) fn data_layers(spec: &StackSpec, devices: &mut Vec<u64>) -> Assembled<Vec<LowerLayer>> {
-    spec.data_lowers.iter().map(|path| lower(path, devices)).collect()
+    layers(&spec.data_lowers, devices)
 }
 
-fn lower(path: &Path, devices: &mut Vec<u64>) -> Assembled<LowerLayer> {
+fn layers<P: AsRef<Path>>(paths: &[P], devices: &mut Vec<u64>) -> Assembled<Vec<LowerLayer>> {
+    let mut layers: Vec<LowerLayer> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let layer = lower(path.as_ref(), devices, &layers)?;
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// `known`: layers that are open already; hundreds often lie on one file system.
+fn lower(path: &Path, devices: &mut Vec<u64>, known: &[LowerLayer]) -> Assembled<LowerLayer> {
     let fail = |errno| directory_error("lowerdir", path, errno);
     let plain = Dir::open_root(path).map_err(fail)?;
     let nosuid = plain.is_nosuid_mount().map_err(fail)?;
     let root = private_mount(&plain).unwrap_or(plain);
     let stat = root.stat().map_err(fail)?;
-    let uuid = root.filesystem_uuid().map_err(fail)?.unwrap_or_default();
+    let fs = fs_index(devices, &stat);
+    let uuid = match known.last().filter(|last| last.fs == fs) {
+        Some(last) => last.uuid,
+        None => root.filesystem_uuid().map_err(fail)?.unwrap_or_default(),
+    };
     let record = Record::of_layer(&root).map_err(fail)?;
-    Ok(LowerLayer {
-        root,
-        fs: fs_index(devices, &stat),
-        uuid,
-        path: path.to_owned(),
-        nosuid,
-        record,
-        mount_id: stat.mount_id,
-    })
+    Ok(LowerLayer { root, fs, uuid, path: path.to_owned(), nosuid, record, mount_id: stat.mount_id })
 }
 
 /// A read-only clone of the mount below a directory, without its submounts. `None` without the privilege.

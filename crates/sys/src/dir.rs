@@ -4,14 +4,15 @@
 //! are opened as. The kernel's overlayfs has the same split in its private clones of the lower mounts, which are
 //! read-only.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use plyfs_format::{Name, RelPath};
 use rustix::fs::{Mode, OFlags, ResolveFlags, StatVfsMountFlags};
 
-use crate::file::Grant;
+use crate::file::{Grant, with_proc_path};
 use crate::handle::{self, FileHandle};
 use crate::inode_flags::{self, InodeFlags};
 use crate::list::DirLister;
@@ -278,6 +279,16 @@ impl Dir {
     /// The UUID of the file system that holds this directory; see [`handle::filesystem_uuid`].
     pub fn filesystem_uuid(&self) -> Result<Option<[u8; 16]>> {
         handle::filesystem_uuid(self.reopen()?.as_fd())
+    }
+
+    /// The path by which this process reaches the directory now, without symbolic links (`/proc/self/fd`). `ENOENT` if it was
+    /// removed.
+    pub fn real_path(&self) -> Result<PathBuf> {
+        let target = with_proc_path(self.fd.as_fd(), |path| rustix::fs::readlink(path, Vec::new()))?;
+        if self.stat()?.nlink == 0 {
+            return Err(Errno::NOENT);
+        }
+        Ok(OsString::from_vec(target.into_bytes()).into())
     }
 
     /// A descriptor of this directory that can be read, synced and given to ioctls (open(2) of `.`).
