@@ -109,11 +109,10 @@ impl Preparation<'_> {
         match state {
             EntryState::Good => Ok(()),
             EntryState::Orphan if !nfs_export => index.unlink(name),
-            EntryState::Orphan if stat.is_dir() => {
-                let whiteout = self.upper.staged_whiteout()?;
+            EntryState::Orphan => {
+                let whiteout = self.upper.single_whiteout()?;
                 exchange_and_clear(self.upper, whiteout.as_name(), index, name)
             }
-            EntryState::Orphan => whiteout_over(self.upper, index, name),
             EntryState::Stale if stat.is_dir() => index.rmdir(name),
             EntryState::Stale => index.unlink(name),
         }
@@ -415,9 +414,29 @@ impl Overlay {
         Ok(count.unwrap_or(real.saturating_sub(1)))
     }
 
+    /// Links of the lower file; where only the upper one is known, the entry's name tells which it is.
     fn lower_nlink(&self, leaf: &Leaf) -> Result<Option<u32>> {
-        let Some(lower) = leaf.lower.as_ref() else { return Ok(None) };
-        self.lower_at(lower)?.stat().map(|stat| Some(stat.nlink))
+        if let Some(lower) = leaf.lower.as_ref() {
+            return self.lower_at(lower)?.stat().map(|stat| Some(stat.nlink));
+        }
+        let Some(Ok(Parsed::Known(origin))) =
+            leaf.index_entry().map(|entry| Origin::parse_index_name(entry.as_bytes()))
+        else {
+            return Ok(None);
+        };
+        let on = |layer: &&LowerLayer| !self.features.uuid || layer.uuid == origin.uuid;
+        for layer in self.lowers.iter().filter(on) {
+            match layer.root.open_handle(&origin.handle) {
+                Ok(file) => return file.stat().map(|stat| Some(stat.nlink)),
+                Err(Errno::STALE | Errno::INVAL) => {}
+                // Not the privilege.
+                Err(error) => {
+                    tracing::debug!(%error, "the lower file of an index entry");
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn write_nlink(&self, object: &UpperObject, base: NlinkBase, difference: i32) -> Result<()> {

@@ -92,6 +92,13 @@ impl Upper {
         Ok(temporary)
     }
 
+    /// As [`staged_whiteout`](Self::staged_whiteout), of an inode of its own: nothing else is left in work.
+    pub fn single_whiteout(&self) -> Result<NameBuf> {
+        let temporary = self.temporary_name()?;
+        self.create_as_mounter(&self.work, temporary.as_name(), S_IFCHR, New::Node { rdev: (0, 0) })?;
+        Ok(temporary)
+    }
+
     /// Removes a temporary with all it holds. It is out of sight, so a failure only leaves work for later.
     pub fn discard(&self, name: Name<'_>) {
         if let Err(error) = self.remove_temporary(name) {

@@ -636,6 +636,9 @@ fn operations(options: &str) -> Vec<Operation> {
     if options.contains("index=on") {
         return [linked(), removals()].concat();
     }
+    if options.contains("nfs_export=on") {
+        return [linked(), removals(), redirects()].concat();
+    }
     let mut all = [linked(), copy_ups(), creations(), removals(), renames(), in_steps()].concat();
     if !options.contains("userxattr") && is_root() {
         all.extend(redirects());
@@ -818,4 +821,13 @@ fn every_operation_is_whole_or_not_at_all_with_an_index() {
         return;
     }
     run_all(",index=on");
+}
+
+#[test]
+fn every_operation_is_whole_or_not_at_all_where_file_handles_last() {
+    if !is_root() {
+        eprintln!("skipped: file handles need root");
+        return;
+    }
+    run_all(",nfs_export=on");
 }

@@ -202,6 +202,25 @@ fn the_kernel_goes_on_where_the_engine_ended_and_the_reverse() {
 }
 
 #[test]
+fn the_links_of_a_copy_that_is_found_by_its_upper_name_are_those_of_the_lower_file() {
+    if !kernel_can_be_asked() {
+        return;
+    }
+    let stack = linked();
+    let mounted = stack.kernel("index=on");
+    fs::write(mounted.path().join("a"), "new").unwrap();
+    mounted.unmount().unwrap();
+    // As a crash leaves it between the name and the new count.
+    set_xattr(&stack.path("u/a"), NLINK, b"L+0");
+    let overlay = stack.open("index=on");
+    assert_eq!(attr(&overlay, "a").nlink, 3);
+    overlay.unlink(NodeId::ROOT, b"a").unwrap();
+    assert_eq!((read(&overlay, "b"), attr(&overlay, "b").nlink), ("new".to_owned(), 2));
+    drop(overlay);
+    assert_eq!(read(&stack.open("index=on"), "d/c"), "new");
+}
+
+#[test]
 fn an_upper_of_other_layers_is_stale_here_and_in_the_kernel() {
     if !kernel_can_be_asked() {
         return;
