@@ -11,6 +11,7 @@ use crate::error::{Context, Error, Result};
 use crate::journal::{Plan, Work};
 use crate::layout::{self, new_link};
 use crate::publish::lower_text;
+use crate::quota;
 use crate::run::State;
 use crate::store::{Store, find_image};
 use crate::time;
@@ -20,12 +21,6 @@ impl Store {
     ///
     /// Costs the same for any image: a few directories and two small files.
     pub fn create(&self, image: &str, name: Option<&str>, size_limit: Option<u64>) -> Result<Container> {
-        if size_limit.is_some() {
-            // Better refused than not kept.
-            return Err(Error::Unsupported(
-                "a size limit needs project quotas, which this version does not set".into(),
-            ));
-        }
         let work = Work::begin(&self.layout)?;
         let id = durable::random_hex(32)?;
         let name = name.map_or_else(|| id.chars().take(12).collect(), str::to_owned);
@@ -36,7 +31,7 @@ impl Store {
             let lower = top.map(|t| lower_text(&self.layout, tx, &t)).transpose()?;
             Ok((i, lower))
         })?;
-        let c = Container {
+        let mut c = Container {
             id,
             name,
             image: found.manifest,
@@ -47,16 +42,21 @@ impl Store {
             mounts: 0,
             backend: None,
             size_limit,
+            project: None,
         };
         let (layer, bundle) = (work.path("layer"), work.path("bundle"));
         layout::make_layer(&layer, &c.link, lower.as_deref(), true)?;
+        c.project = size_limit.map(|n| quota::set(&layer, n)).transpose()?;
         // The merged root shows the upper's attributes, so the upper begins with the image's.
         if let Some(top) = &c.top {
             let below = self.layout.layer(&top.hex()).join("diff");
             apply::fill_implied(&layer.join("diff"), &BTreeSet::from([Vec::new()]), &[below])?;
         }
         durable::new_dir(&bundle, 0o700)?;
-        self.publish_container(work, &c, &layer, &bundle)?;
+        if let Err(e) = self.publish_container(work, &c, &layer, &bundle) {
+            self.clear_quota(&c);
+            return Err(e);
+        }
         Ok(c)
     }
 
@@ -101,7 +101,15 @@ impl Store {
             let layers = vec![(c.id.clone(), c.link.clone())];
             Ok(Plan { layers, containers: vec![c.id.clone()], ..Plan::default() })
         })?;
+        self.clear_quota(&c);
         Ok(c)
+    }
+
+    /// A limit that stays behind harms nobody: its project is not used again.
+    fn clear_quota(&self, c: &Container) {
+        if let Some(Err(e)) = c.project.map(|p| quota::clear(self.layout.root(), p)) {
+            tracing::warn!("{e}");
+        }
     }
 
     /// The directories of a layer and all below it, topmost first.

@@ -108,6 +108,9 @@ pub struct Container {
     /// Bytes that the writable layer may hold; none for no limit.
     #[serde(default)]
     pub size_limit: Option<u64>,
+    /// The project of the file system that the limit is set for.
+    #[serde(default)]
+    pub project: Option<u32>,
 }
 
 /// A kind of record: its table, and its key.

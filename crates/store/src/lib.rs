@@ -31,6 +31,7 @@ mod mount;
 mod owner;
 mod progress;
 mod publish;
+mod quota;
 mod reference;
 mod registry;
 mod run;

@@ -228,6 +228,9 @@ impl Store {
     }
 
     fn mount_copy(&self, c: &Container) -> Result<()> {
+        if c.size_limit.is_some() {
+            return Err(Error::Unsupported("a copy of the whole image cannot keep a size limit".into()));
+        }
         let merged = self.merged(c);
         let stack = crate::stack::Stack::open(&self.container_dirs(c)?, true, self.ownership.ids())?;
         let task = self.options.progress.task("copying", None);

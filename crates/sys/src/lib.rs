@@ -35,6 +35,7 @@ pub mod mount;
 pub mod mountinfo;
 mod page_cache;
 pub mod process;
+pub mod quota;
 pub mod random;
 mod raw;
 mod stat;

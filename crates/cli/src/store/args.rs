@@ -102,7 +102,7 @@ pub enum StoreCommand {
     },
     /// Make a container on an image; prints its name
     Create {
-        /// Bytes that the container may write (K, M, G, T may follow)
+        /// Bytes that the container may write (K, M, G, T may follow); needs a file system mounted with prjquota
         #[arg(long, value_name = "SIZE", value_parser = size)]
         size: Option<u64>,
         /// The image
