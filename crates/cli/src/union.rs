@@ -5,7 +5,7 @@ use std::path::Path;
 
 use plyfs_core::{Overlay, Settings};
 use plyfs_format::StackSpec;
-use plyfs_format::spec::{Atime, MountFlags};
+use plyfs_format::spec::{Atime, MountFlags, SecurityContexts};
 use plyfs_fuse::{Flags, MountOptions, Session};
 
 use crate::failure::{Failure, Outcome};
@@ -62,6 +62,7 @@ fn session_options(spec: &StackSpec) -> MountOptions {
         // As the kernel's overlay: what root mounts is there for all.
         allow_other: options.allow_other || options.allow_root || rustix::process::geteuid().is_root(),
         flags: flags(&options.mount),
+        labels: if selinux_is_there() { labels(&options.contexts) } else { Vec::new() },
         timeout: options.timeout,
         acl: !options.noacl,
         passthrough: defaults.passthrough,
@@ -73,6 +74,22 @@ fn session_options(spec: &StackSpec) -> MountOptions {
         },
         max_write: options.max_write.unwrap_or(defaults.max_write),
     }
+}
+
+/// Whether SELinux runs. Where it does not the kernel takes its options for unknown ones, and refuses the mount.
+fn selinux_is_there() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+fn labels(contexts: &SecurityContexts) -> Vec<String> {
+    let all = [
+        ("context", &contexts.context),
+        ("fscontext", &contexts.fscontext),
+        ("defcontext", &contexts.defcontext),
+        ("rootcontext", &contexts.rootcontext),
+    ];
+    let given = all.into_iter().filter_map(|(name, label)| Some((name, label.as_ref()?)));
+    given.map(|(name, label)| format!("{name}={}", label.to_string_lossy())).collect()
 }
 
 fn flags(mount: &MountFlags) -> Flags {
@@ -89,5 +106,20 @@ fn flags(mount: &MountFlags) -> Flags {
         sync: mount.sync.unwrap_or(false),
         dirsync: mount.dirsync,
         lazytime: mount.lazytime.unwrap_or(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_security_context_that_is_given_becomes_a_label_of_the_mount() {
+        let options = "lowerdir=a,context=\"u:r:t:s0:c1,c2\"";
+        let spec = StackSpec::parse(&[options]).unwrap().spec;
+        assert_eq!(labels(&spec.options.contexts), ["context=u:r:t:s0:c1,c2"]);
+        let spec = StackSpec::parse(&["lowerdir=a,fscontext=u:r:f,defcontext=u:r:d,rootcontext=u:r:r"]);
+        let given = labels(&spec.unwrap().spec.options.contexts);
+        assert_eq!(given, ["fscontext=u:r:f", "defcontext=u:r:d", "rootcontext=u:r:r"]);
     }
 }

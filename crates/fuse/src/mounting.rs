@@ -118,12 +118,7 @@ impl Mounted {
 fn mount_directly(target: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = device::open_dev_fuse().map_err(MountError::Device)?;
     let source = CString::new(options.source.as_str()).unwrap_or_else(|_| c"plyfs".to_owned());
-    let uid = rustix::process::geteuid().as_raw();
-    let gid = rustix::process::getegid().as_raw();
-    let mut data = format!("rootmode=40000,user_id={uid},group_id={gid},default_permissions");
-    if options.allow_other {
-        data.push_str(",allow_other");
-    }
+    let data = kernel_options(options);
     mount::mount_fuse(
         device.as_fd(),
         &source,
@@ -134,6 +129,21 @@ fn mount_directly(target: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
     )
     .map_err(|source| MountError::Mount { target: target.to_owned(), source })?;
     Ok(device)
+}
+
+/// The options of a FUSE file system, and of the security module, as the kernel reads them.
+fn kernel_options(options: &MountOptions) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let mut data = format!("rootmode=40000,user_id={uid},group_id={gid},default_permissions");
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    for (name, label) in options.labels.iter().filter_map(|label| label.split_once('=')) {
+        // In quotes: categories have commas between them.
+        data.push_str(&format!(",{name}=\"{label}\""));
+    }
+    data
 }
 
 fn mount_flags(flags: Flags) -> mount::MountFlags {
@@ -211,6 +221,9 @@ fn spawn_fusermount(prepare: impl Fn(&mut Command) -> io::Result<()>) -> io::Res
 
 fn fusermount_options(options: &MountOptions) -> String {
     let flags = options.flags;
+    if !options.labels.is_empty() {
+        tracing::warn!("fusermount3 passes no security labels on: the mount gets the system's own");
+    }
     let escape = |text: &str| text.replace('\\', "\\\\").replace(',', "\\,");
     let mut all = format!(
         "default_permissions,fsname={},subtype={}",
@@ -236,4 +249,17 @@ fn fusermount_options(options: &MountOptions) -> String {
         all.push_str(word);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_quoted_for_the_kernel_because_they_may_have_commas() {
+        let labels = vec!["context=system_u:object_r:container_file_t:s0:c1,c2".to_owned()];
+        let data = kernel_options(&MountOptions { labels, ..MountOptions::default() });
+        assert!(data.ends_with(",context=\"system_u:object_r:container_file_t:s0:c1,c2\""), "{data}");
+        assert!(!kernel_options(&MountOptions::default()).contains("context"));
+    }
 }

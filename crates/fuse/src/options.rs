@@ -17,6 +17,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Flags of mount(2).
     pub flags: Flags,
+    /// Labels for the kernel's security module, as `context=VALUE` without quotes.
+    pub labels: Vec<String>,
     /// How long the kernel remembers, in place of "for ever".
     pub timeout: Option<Duration>,
     /// POSIX ACLs.
@@ -58,6 +60,7 @@ impl Default for MountOptions {
             subtype: "plyfs".to_owned(),
             allow_other: false,
             flags: Flags::default(),
+            labels: Vec::new(),
             timeout: None,
             acl: true,
             passthrough: true,
