@@ -10,6 +10,7 @@ mod e2e;
 mod fuzz;
 mod gate;
 mod layering;
+mod mix;
 mod mounts;
 mod policy;
 mod posix;
@@ -53,6 +54,8 @@ enum Command {
     Stress(stress::Args),
     /// Cut the power of a file system beneath plyfs, and look for what was synced (as root)
     PowerCut(power_cut::Args),
+    /// Work with fsx and threads under every combination of features, with remounts between (half an hour; as root)
+    Mix(mix::Args),
     /// Drive real container engines on plyfs: podman, buildah, docker (as root; installs them)
     E2e(e2e::Args),
     /// Run the fuzz targets under libFuzzer (a nightly compiler)
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Differential(args) => differential::run(&args),
         Command::Stress(args) => stress::run(&args),
         Command::PowerCut(args) => power_cut::run(&args),
+        Command::Mix(args) => mix::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Posix(args) => posix::run(&args),

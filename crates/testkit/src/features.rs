@@ -46,6 +46,16 @@ impl Features {
         if self.has("userxattr") { Namespace::User } else { Namespace::Trusted }
     }
 
+    /// Whether an upper that was written with these can be used with the others: what says how it is to be read must be the
+    /// same, what only concerns a mount need not.
+    pub fn fits(&self, other: &Self) -> bool {
+        let binding = |features: &Self| -> Vec<String> {
+            let free = |option: &&String| option.starts_with("xino=") || *option == "volatile";
+            features.0.iter().filter(|option| !free(option)).cloned().collect()
+        };
+        binding(self) == binding(other)
+    }
+
     /// Every combination, whoever accepts it.
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::default()];

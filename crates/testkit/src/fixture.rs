@@ -80,6 +80,11 @@ impl Union {
         self.mount(driver)
     }
 
+    /// Changes the options of the next mount.
+    pub fn set_options(&mut self, options: &[String]) {
+        self.stack.options = options.to_vec();
+    }
+
     /// Unmounts; the layers stay.
     pub fn unmount(&mut self) -> Result<()> {
         self.mounted.take().map_or(Ok(()), Mounted::unmount)

@@ -30,6 +30,13 @@ pub enum Driver {
     Kernel,
     /// The `plyfs` binary at this path: `plyfs mount -o … TARGET`, `plyfs umount TARGET`.
     Plyfs(PathBuf),
+    /// The same, with the daemon's log appended to a file.
+    LoggingPlyfs {
+        /// The binary.
+        binary: PathBuf,
+        /// The log.
+        log: PathBuf,
+    },
     /// A fuse-overlayfs binary: `fuse-overlayfs -o … TARGET`, unmounted with umount(2).
     FuseOverlayfs(PathBuf),
     /// The kernel's overlayfs with an option changed, so that it behaves differently: what a comparison that
@@ -44,6 +51,9 @@ impl Driver {
             Driver::Kernel => kernel(stack, target),
             Driver::KernelWith(option) => kernel(&stack.with_option(option), target),
             Driver::Plyfs(binary) => command(Command::new(binary).arg("mount"), stack, target),
+            Driver::LoggingPlyfs { binary, log } => {
+                command(Command::new(binary).args(["mount", "--log"]).arg(log), stack, target)
+            }
             // It refuses redirects in so many words.
             Driver::FuseOverlayfs(binary) => {
                 command(&mut Command::new(binary), &stack.with_option("redirect_dir=off"), target)
@@ -59,7 +69,7 @@ impl std::fmt::Display for Driver {
         match self {
             Driver::Kernel => out.write_str("kernel overlay"),
             Driver::KernelWith(option) => write!(out, "kernel overlay with {option}"),
-            Driver::Plyfs(_) => out.write_str("plyfs"),
+            Driver::Plyfs(_) | Driver::LoggingPlyfs { .. } => out.write_str("plyfs"),
             Driver::FuseOverlayfs(_) => out.write_str("fuse-overlayfs"),
         }
     }
@@ -105,7 +115,9 @@ impl Mounted {
     pub fn unmount(mut self) -> Result<()> {
         self.gone = true;
         match &self.driver {
-            Driver::Plyfs(binary) => run(Command::new(binary).arg("umount").arg(&self.target)),
+            Driver::Plyfs(binary) | Driver::LoggingPlyfs { binary, .. } => {
+                run(Command::new(binary).arg("umount").arg(&self.target))
+            }
             _ => unmount(&self.target, UnmountFlags::NOFOLLOW)
                 .with_context(|| format!("umount {}", self.target.display())),
         }

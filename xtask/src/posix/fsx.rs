@@ -23,7 +23,7 @@ const LENGTH: usize = 256 * 1024;
 const SHOWN: usize = 3;
 
 /// All that changes a file's length, and all else.
-const GROWING: &str = "
+pub const GROWING: &str = "
 flen = 262144
 [opsize]
 max = 65536
@@ -44,7 +44,7 @@ posix_fadvise = 2
 copy_file_range = 5
 ";
 /// All that leaves the length as it is: the file is not truncated when it is opened.
-const FIXED: &str = "
+pub const FIXED: &str = "
 blockmode = true
 [opsize]
 max = 65536
@@ -132,32 +132,39 @@ fn file_name(seed: u64) -> String {
     format!("d/file-{seed}")
 }
 
-fn content(seed: u64) -> Vec<u8> {
+/// What a file of a lower layer holds.
+pub fn content(seed: u64) -> Vec<u8> {
     (0..LENGTH as u64 / 8).flat_map(|word| (word ^ seed).to_le_bytes()).collect()
 }
 
 fn one(program: &Path, union: &Union, case: &Case, seed: u64, ops: u64) -> Result<Outcome> {
-    let scratch = tempfile::tempdir().context("a temporary directory")?;
-    let configuration = scratch.path().join("fsx.toml");
-    fs::write(&configuration, case.configuration).context("the configuration of fsx")?;
     let path = union.path(&file_name(seed));
     let watcher = if case.watched { Some(watch(&path, seed)?) } else { None };
     if case.chmod_first {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).context("chmod")?;
     }
-    let mut command = Command::new(program);
-    command.arg("-f").arg(&configuration).arg("-P").arg(scratch.path());
-    command.args(["-N", &ops.to_string(), "-S", &seed.to_string()]).arg(&path);
-    let outcome = child::run_quiet(&mut command, LIMIT)?;
-    if !outcome.success() {
-        let last = outcome.lines.len().saturating_sub(SHOWN);
-        let last = outcome.lines.get(last..).unwrap_or_default().join(" / ");
-        return Ok(Some(format!("{:?}: {last}", outcome.status)));
+    let outcome = drive(program, &path, case.configuration, seed, ops)?;
+    match watcher {
+        Some(watcher) if outcome.is_none() => compare(&watcher, &path),
+        _ => Ok(outcome),
     }
-    Ok(match watcher {
-        Some(watcher) => compare(&watcher, &path)?,
-        None => None,
-    })
+}
+
+/// Runs fsx on one file.
+pub fn drive(program: &Path, path: &Path, configuration: &str, seed: u64, ops: u64) -> Result<Outcome> {
+    let scratch = tempfile::tempdir().context("a temporary directory")?;
+    let file = scratch.path().join("fsx.toml");
+    fs::write(&file, configuration).context("the configuration of fsx")?;
+    let mut command = Command::new(program);
+    command.arg("-f").arg(&file).arg("-P").arg(scratch.path());
+    command.args(["-N", &ops.to_string(), "-S", &seed.to_string()]).arg(path);
+    let outcome = child::run_quiet(&mut command, LIMIT)?;
+    if outcome.success() {
+        return Ok(None);
+    }
+    let last = outcome.lines.len().saturating_sub(SHOWN);
+    let last = outcome.lines.get(last..).unwrap_or_default().join(" / ");
+    Ok(Some(format!("{:?}: {last}", outcome.status)))
 }
 
 /// Opens a lower file for reading, and reads all of it.

@@ -1,7 +1,7 @@
 //! `cargo xtask posix`: pjdfstest and fsx on plyfs and on the kernel's overlay, both on file systems of their own.
 //! What passes on the kernel's overlay must pass on plyfs; what fails on both is listed.
 
-mod fsx;
+pub mod fsx;
 mod pjdfstest;
 
 use std::collections::BTreeMap;
@@ -20,6 +20,8 @@ use crate::{child, mounts, workspace};
 
 /// Building one of the two programs takes minutes on a loaded machine.
 const INSTALL_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// The version of fsx.
+pub const FSX: &str = "0.3.2";
 /// A directory for programs of the machine's own administrator, where mount(8)'s helper of FUSE looks for programs.
 const HELPERS: &str = "/usr/local/sbin";
 
@@ -53,7 +55,7 @@ pub type Outcomes = BTreeMap<String, Outcome>;
 /// Runs both suites on both unions, on each file system; an error if plyfs fails where the kernel's overlay does not.
 pub fn run(args: &Args) -> Result<()> {
     mounts::need_root_and_fuse()?;
-    let tools = Tools { pjdfstest: tool("pjdfstest", "0.2.2")?, fsx: tool("fsx", "0.3.2")? };
+    let tools = Tools { pjdfstest: tool("pjdfstest", "0.2.2")?, fsx: tool("fsx", FSX)? };
     let plyfs = mounts::plyfs(args.plyfs.as_deref())?;
     if Space::current().is_none() {
         return inside(args, &plyfs);
@@ -93,7 +95,7 @@ fn inside(args: &Args, plyfs: &Path) -> Result<()> {
 
 /// A program of crates.io, of one version, so that what passes is the same everywhere; installed below the workspace's target
 /// directory when it is first wanted.
-fn tool(name: &str, version: &str) -> Result<PathBuf> {
+pub fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let root = workspace::root()?.join("target/tools").join(format!("{name}-{version}"));
     let program = root.join("bin").join(name);
     if program.exists() {

@@ -7,9 +7,11 @@ use super::meter::{Meter, Pace};
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use rustix::fs::{CWD, RenameFlags, renameat, renameat_with};
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 /// How many names a thread has before it deletes more than it creates.
@@ -29,31 +31,53 @@ pub enum Item {
 /// The names of one thread, relative to the root.
 pub type Model = BTreeMap<String, Item>;
 
-pub struct Actor<'a> {
-    root: &'a Path,
+pub struct Actor {
+    root: PathBuf,
     number: usize,
     rng: Rng,
     made: u64,
     model: Model,
+    /// Files of several names: which names are those of one file.
+    links: BTreeMap<String, u64>,
+    /// Whether files are changed too.
+    rewrites: bool,
+    /// Whether directories of lowers can be moved.
+    redirects: bool,
 }
 
-impl<'a> Actor<'a> {
-    pub fn new(root: &'a Path, number: usize, seed: u64) -> Self {
+impl Actor {
+    pub fn new(root: &Path, number: usize, seed: u64) -> Self {
         let rng = Rng::with_seed(seed ^ (number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Self { root, number, rng, made: 0, model: ground::lower_items(number) }
+        let (root, model) = (root.to_owned(), ground::lower_items(number));
+        Self { root, number, rng, made: 0, model, links: BTreeMap::new(), rewrites: false, redirects: true }
     }
 
-    /// Operates until the meter has enough, and returns the model and the pace.
-    pub fn act(mut self, meter: &Meter) -> Result<(Model, Pace)> {
+    /// Also appends to files, changes their modes and gives them further names; directories can be moved with `redirects`.
+    pub fn rewriting(mut self, redirects: bool) -> Self {
+        self.rewrites = true;
+        self.redirects = redirects;
+        self
+    }
+
+    /// What this thread's names must be.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Operates until the meter has enough, and returns the pace.
+    pub fn act(&mut self, meter: &Meter) -> Result<Pace> {
         let mut pace = Pace::default();
         while meter.goes_on() {
             meter.measure(&mut pace, || self.step())?;
         }
-        Ok((self.model, pace))
+        Ok(pace)
     }
 
     fn step(&mut self) -> Result<()> {
         let deletes = if self.model.len() < MANY { 3 } else { 7 };
+        if self.rewrites && self.rng.u8(0..3) == 0 {
+            return self.rewrite();
+        }
         match self.rng.u8(0..12 + deletes) {
             0..4 => self.create(),
             4 => self.make_dir(),
@@ -90,7 +114,11 @@ impl<'a> Actor<'a> {
     fn rename(&mut self) -> Result<()> {
         let Some(old) = self.pick() else { return self.create() };
         let new = self.fresh();
-        renameat(CWD, self.at(&old), CWD, self.at(&new)).with_context(|| format!("rename {old} {new}"))?;
+        let renamed = renameat(CWD, self.at(&old), CWD, self.at(&new));
+        if self.stays(renamed) {
+            return Ok(());
+        }
+        renamed.with_context(|| format!("rename {old} {new}"))?;
         self.moved(&old, new);
         Ok(())
     }
@@ -102,11 +130,15 @@ impl<'a> Actor<'a> {
             (Some(Item::Dir(_)), Some(over)) => *over == Item::Dir(None),
             (_, over) => !matches!(over, Some(Item::Dir(_))),
         };
-        if old == new || !fits {
+        let same_file = self.links.contains_key(&old) && self.links.get(&old) == self.links.get(&new);
+        if old == new || !fits || same_file {
             return self.rename();
         }
-        renameat(CWD, self.at(&old), CWD, self.at(&new))
-            .with_context(|| format!("rename {old} over {new}"))?;
+        let renamed = renameat(CWD, self.at(&old), CWD, self.at(&new));
+        if self.stays(renamed) {
+            return Ok(());
+        }
+        renamed.with_context(|| format!("rename {old} over {new}"))?;
         self.moved(&old, new);
         Ok(())
     }
@@ -116,12 +148,18 @@ impl<'a> Actor<'a> {
         if one == other {
             return self.rename();
         }
-        renameat_with(CWD, self.at(&one), CWD, self.at(&other), RenameFlags::EXCHANGE)
-            .with_context(|| format!("exchange {one} {other}"))?;
-        if let (Some(first), Some(second)) = (self.model.remove(&one), self.model.remove(&other)) {
-            self.model.insert(one, second);
-            self.model.insert(other, first);
+        let exchanged = renameat_with(CWD, self.at(&one), CWD, self.at(&other), RenameFlags::EXCHANGE);
+        if self.stays(exchanged) {
+            return Ok(());
         }
+        exchanged.with_context(|| format!("exchange {one} {other}"))?;
+        if let (Some(first), Some(second)) = (self.model.remove(&one), self.model.remove(&other)) {
+            self.model.insert(one.clone(), second);
+            self.model.insert(other.clone(), first);
+        }
+        let groups = (self.links.remove(&one), self.links.remove(&other));
+        self.links.extend(groups.0.map(|group| (other, group)));
+        self.links.extend(groups.1.map(|group| (one, group)));
         Ok(())
     }
 
@@ -137,11 +175,61 @@ impl<'a> Actor<'a> {
             Some(Item::Dir(None)) => fs::remove_dir(at).with_context(|| format!("rmdir {path}"))?,
             _ => fs::remove_file(at).with_context(|| format!("unlink {path}"))?,
         }
+        self.links.remove(&path);
         self.model.remove(&path);
         Ok(())
     }
 
+    /// Whether a directory of a lower could not be moved, as it is where no redirects are made.
+    fn stays(&self, renamed: rustix::io::Result<()>) -> bool {
+        self.rewrites && !self.redirects && renamed == Err(Errno::XDEV)
+    }
+
+    /// Changes a file, in one of the ways that copy it up by its data, by its attributes or by its names.
+    fn rewrite(&mut self) -> Result<()> {
+        let Some(path) = self.pick() else { return self.create() };
+        if !matches!(self.model.get(&path), Some(Item::File(_))) {
+            return self.create();
+        }
+        match self.rng.u8(0..4) {
+            0 => fs::set_permissions(self.at(&path), PermissionsExt::from_mode(0o640))
+                .with_context(|| format!("chmod {path}")),
+            1 => self.further_name(path),
+            _ => self.append(&path),
+        }
+    }
+
+    fn append(&mut self, path: &str) -> Result<()> {
+        let more = format!(" and {}", self.rng.u16(..));
+        let file = fs::File::options().append(true).open(self.at(path));
+        file.and_then(|mut file| file.write_all(more.as_bytes()))
+            .with_context(|| format!("appending to {path}"))?;
+        let group = self.links.get(path).copied();
+        for (name, item) in &mut self.model {
+            let same = name == path || group.is_some() && self.links.get(name).copied() == group;
+            if let (true, Item::File(text)) = (same, item) {
+                text.push_str(&more);
+            }
+        }
+        Ok(())
+    }
+
+    fn further_name(&mut self, path: String) -> Result<()> {
+        let new = self.fresh();
+        fs::hard_link(self.at(&path), self.at(&new)).with_context(|| format!("link {path} {new}"))?;
+        if let Some(item) = self.model.get(&path).cloned() {
+            self.model.insert(new.clone(), item);
+        }
+        let group = *self.links.entry(path).or_insert(self.made);
+        self.links.insert(new, group);
+        Ok(())
+    }
+
     fn moved(&mut self, old: &str, new: String) {
+        self.links.remove(&new);
+        if let Some(group) = self.links.remove(old) {
+            self.links.insert(new.clone(), group);
+        }
         if let Some(item) = self.model.remove(old) {
             self.model.insert(new, item);
         }

@@ -4,6 +4,7 @@
 
 use super::Plan;
 use super::actor::{Item, Model};
+use crate::features;
 use crate::fixture::Union;
 use crate::layer::TreeSpec;
 use crate::mount::Driver;
@@ -60,7 +61,14 @@ pub struct Ground {
 }
 
 impl Ground {
-    pub fn new(driver: &Driver, place: &Path, plan: &Plan) -> Result<Self> {
+    /// Mounted with `options`; the `files`, with their content, are in the lower lower.
+    pub fn new(
+        driver: &Driver,
+        place: &Path,
+        plan: &Plan,
+        options: &[&str],
+        files: &[(&str, Vec<u8>)],
+    ) -> Result<Self> {
         let mut layers = [TreeSpec::new(), TreeSpec::new().dir(LARGE)];
         for number in 0..DIRS {
             let [top, bottom] = layers;
@@ -72,13 +80,17 @@ impl Ground {
             layers =
                 if number % 2 == 0 { [add(top, path, item), bottom] } else { [top, add(bottom, path, item)] };
         }
-        // The kernel renames the directories of a lower only when told to.
-        let mut union = Union::new(driver, place, &layers, &["redirect_dir=on"])?;
+        for (path, content) in files {
+            let [top, bottom] = layers;
+            layers = [top, bottom.file(path, content)];
+        }
+        let mut union = Union::new(driver, place, &layers, options)?;
         // A lower must not change while it is mounted.
         union.unmount()?;
         for number in 0..plan.copies {
             write_large(&union.lower(1).join(large(number)), plan.size)?;
         }
+        features::forgive(&union.work())?;
         union.remount()?;
         for path in staying_in_upper() {
             fs::write(union.path(&path), &path).with_context(|| path.clone())?;
@@ -88,6 +100,10 @@ impl Ground {
 
     pub fn merged(&self) -> &Path {
         self.union.merged()
+    }
+
+    pub fn union(&mut self) -> &mut Union {
+        &mut self.union
     }
 
     pub fn remount(&mut self) -> Result<()> {

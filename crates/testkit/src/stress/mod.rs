@@ -6,14 +6,17 @@
 //!
 //! - `ground` builds the layers and compares the tree with the threads' models.
 //! - `actor` is one thread and the names that it owns; `walker` the one that only looks.
+//! - `mix` lets threads change one tree in several goes, with remounts and other options between them.
 //! - `meter` counts operations beside and outside of copy-ups.
 
 mod actor;
 mod ground;
 mod meter;
+mod mix;
 mod walker;
 
 pub use meter::Pace;
+pub use mix::Mix;
 
 use crate::mount::Driver;
 use anyhow::{Context, Result, bail};
@@ -89,14 +92,19 @@ impl Report {
 
 /// Runs `plan` on layers of its own below `place`, mounted by `driver`; an error names the first thing that was wrong.
 pub fn run(driver: &Driver, place: &Path, plan: &Plan) -> Result<Report> {
-    let mut ground = Ground::new(driver, place, plan)?;
+    // The kernel renames the directories of a lower only when told to.
+    let mut ground = Ground::new(driver, place, plan, &["redirect_dir=on"], &[])?;
     let meter = Meter::new(plan.operations);
     let root = ground.merged().to_owned();
     let (actors, walks, copies, took) = thread::scope(|scope| {
         scope.spawn(|| meter.beat());
         let actors: Vec<_> = (0..plan.threads)
             .map(|number| actor::Actor::new(&root, number, plan.seed))
-            .map(|actor| scope.spawn(|| meter.stopping_all_on_failure(|| actor.act(&meter))))
+            .map(|mut actor| {
+                let mut act = move |meter: &Meter| actor.act(meter).map(|pace| (actor.model().clone(), pace));
+                let meter = &meter;
+                scope.spawn(move || meter.stopping_all_on_failure(move || act(meter)))
+            })
             .collect();
         let walker = scope.spawn(|| meter.stopping_all_on_failure(|| walker::walk(&root, &meter)));
         let copies = meter.stopping_all_on_failure(|| copy_up(&root, plan, &meter));
