@@ -322,10 +322,13 @@ impl Overlay {
         reach: impl Fn(&plyfs_sys::DirMut, Name<'_>) -> Result<R>,
         stat: impl Fn(&R) -> Result<Stat>,
     ) -> Result<R> {
-        if let Some(entry) = leaf.index_entry() {
-            return reach(self.index_dir()?, entry.as_name());
-        }
         let expected = leaf.upper.get().map(|upper| upper.ino);
+        let is_it = |found: &R| expected.is_none_or(|ino| stat(found).is_ok_and(|stat| stat.ino == ino));
+        if let Some(entry) = leaf.index_entry() {
+            // A whiteout takes the place of an entry whose last name went.
+            return reach(self.index_dir()?, entry.as_name())
+                .and_then(|found| if is_it(&found) { Ok(found) } else { Err(Errno::NOENT) });
+        }
         let mut locked = false;
         loop {
             let Some(place) = node.place() else { return Err(Errno::NOENT) };
@@ -336,9 +339,7 @@ impl Overlay {
             }
             let dir = self.upper_dir(&place.parent)?;
             match reach(&dir, Name::new(&place.name).map_err(|_| Errno::IO)?) {
-                Ok(found) if expected.is_none_or(|ino| stat(&found).is_ok_and(|stat| stat.ino == ino)) => {
-                    return Ok(found);
-                }
+                Ok(found) if is_it(&found) => return Ok(found),
                 // Somebody changed upper behind the engine's back.
                 Ok(_) if locked => return Err(Errno::STALE),
                 Err(error) if locked => return Err(error),

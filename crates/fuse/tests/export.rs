@@ -254,6 +254,35 @@ fn a_handle_is_stale_once_its_object_is_gone() {
 }
 
 #[test]
+fn an_open_file_lives_on_when_its_last_name_goes_or_another_takes_it() {
+    if !can_run() {
+        return;
+    }
+    let mount = Mount::new();
+    let open = |path: &str| {
+        fs::OpenOptions::new().read(true).write(true).open(mount.at(path)).expect("open for writing")
+    };
+    let files = [open("copied"), open("lower"), open("linked"), open("d/in-d")];
+    fs::remove_file(mount.at("copied")).expect("unlink");
+    fs::rename(mount.at("gone"), mount.at("lower")).expect("rename over it");
+    fs::remove_file(mount.at("linked")).expect("unlink one name");
+    fs::remove_file(mount.at("link")).expect("unlink the other");
+    fs::write(mount.at("new"), "new").expect("write");
+    fs::rename(mount.at("new"), mount.at("d/in-d")).expect("rename over it");
+    drop_caches();
+    for mut file in files {
+        assert_eq!(file.metadata().expect("fstat").nlink(), 0);
+        file.write_all(b"written").expect("write");
+        file.sync_all().expect("fsync");
+        file.set_len(5).expect("truncate");
+        let mut text = [0; 16];
+        let count = std::os::unix::fs::FileExt::read_at(&file, &mut text, 0).expect("read");
+        assert_eq!(&text[..count], b"writt");
+        assert_eq!(file.metadata().expect("fstat").len(), 5);
+    }
+}
+
+#[test]
 fn a_handle_that_nobody_gave_opens_nothing_and_harms_nobody() {
     if !can_run() {
         return;
