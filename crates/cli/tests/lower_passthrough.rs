@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
-use common::{Place, as_root};
+use common::{Place, as_root, wait_until};
 
 const LAYERS: &str = "lower_passthrough,lowerdir=a,upperdir=upper,workdir=work";
 
@@ -41,6 +41,10 @@ fn who_has_a_lower_file_open_keeps_it_and_all_others_see_what_is_written() {
         );
         assert_eq!(early.metadata().unwrap().ino(), late.metadata().unwrap().ino(), "it is one file");
         assert_eq!(late.metadata().unwrap().len(), 7);
+        assert_eq!(early.metadata().unwrap().len(), 5, "what is read and what is said agree");
+        let copy = File::create(place.at("copy")).unwrap();
+        std::io::copy(&mut &early, &mut &copy).unwrap();
+        assert_eq!(place.read("copy"), "lower");
         assert_eq!(place.read("a/f"), "lower", "no lower layer ever changes");
 
         early.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
@@ -96,6 +100,32 @@ fn hard_links_kept_together_are_one_file_also_after_its_inode_was_replaced() {
         assert_eq!((one.ino(), one.nlink()), (two.ino(), 2));
         drop(early);
         assert_eq!(place.read("merged/one"), "again\n");
+        place.umount();
+    });
+}
+
+#[test]
+fn a_file_known_without_its_name_is_read_again_once_nobody_reads_the_lower_file() {
+    as_root("a_file_known_without_its_name_is_read_again_once_nobody_reads_the_lower_file", |place| {
+        place.write("a/f", "lower");
+        place.write("bound", "");
+        mounted(place);
+        place.sh("mount --bind merged/f bound");
+        let early = File::open(place.at("bound")).unwrap();
+        place.write("merged/f", "written");
+        let refused = fs::read(place.at("bound")).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(116), "ESTALE while the lower file is read through it");
+        assert_eq!(all_of(&early), "lower");
+        drop(early);
+        // The kernel tells of a close a moment later.
+        wait_until("the past inode serves readers", || {
+            fs::read(place.at("bound")).is_ok_and(|read| read == b"written")
+        });
+        place.write("merged/f", "again");
+        assert_eq!(place.read("bound"), "again");
+        assert_eq!(fs::metadata(place.at("bound")).unwrap().len(), 5);
+        assert!(OpenOptions::new().write(true).open(place.at("bound")).is_err());
+        place.sh("umount bound");
         place.umount();
     });
 }

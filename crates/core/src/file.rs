@@ -4,7 +4,7 @@
 //! kernel's counterpart is `file.c`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use plyfs_format::Name;
 use plyfs_sys::{Errno, FallocateFlags, File, FileKind, OFlags, Whence};
@@ -79,6 +79,24 @@ impl Overlay {
     pub fn data_in_lower(&self, node: NodeId) -> bool {
         let node = self.node(node);
         node.is_ok_and(|node| matches!(&node.body, Body::Leaf(leaf) if !leaf.data_in_upper()))
+    }
+
+    /// The kernel reads the lower file of this handle by itself ([`Data::UntilCopyUp`]): whatever else is asked of it is
+    /// answered from that file too, also after copy-up.
+    pub fn stays_lower(&self, handle: HandleId) {
+        if let Some(open) = self.handles.get(handle) {
+            open.stays_lower.store(true, Ordering::Release);
+        }
+    }
+
+    /// Size in bytes and blocks of the lower file of a node; `None` if there is none.
+    #[must_use]
+    pub fn lower_extent(&self, node: NodeId) -> Option<(u64, u64)> {
+        let node = self.node(node).ok()?;
+        let Body::Leaf(leaf) = &node.body else { return None };
+        let lower = leaf.lower.as_ref()?;
+        let stat = self.lower_at(lower).and_then(|object| object.stat()).ok()?;
+        Some((stat.size, self.data_blocks(lower, stat.size).unwrap_or(stat.blocks)))
     }
 
     /// Closes a handle.
@@ -236,7 +254,9 @@ impl Overlay {
             Body::Leaf(leaf) => leaf.usage().sync_failures.lock().count.into(),
             Body::Dir(_) => AtomicU64::default(),
         };
-        let handle = self.handles.insert(OpenFile { node: Arc::clone(node), writes, file, failures_told });
+        let stays_lower = AtomicBool::new(false);
+        let node = Arc::clone(node);
+        let handle = self.handles.insert(OpenFile { node, writes, file, stays_lower, failures_told });
         Opened { handle, data }
     }
 
@@ -247,7 +267,10 @@ impl Overlay {
 
     fn current_file(&self, open: &OpenFile) -> Result<Arc<File>> {
         let file = Arc::clone(&open.file.lock());
-        if file.is_writable_grant() || !matches!(&open.node.body, Body::Leaf(leaf) if leaf.data_in_upper()) {
+        if open.stays_lower.load(Ordering::Acquire)
+            || file.is_writable_grant()
+            || !matches!(&open.node.body, Body::Leaf(leaf) if leaf.data_in_upper())
+        {
             return Ok(file);
         }
         let upper = self.shared_file(&open.node)?;

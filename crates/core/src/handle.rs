@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use plyfs_sys::File;
@@ -20,6 +20,8 @@ pub(crate) struct OpenFile {
     pub writes: bool,
     /// The real file; a lower one gives way to the upper one once the node was copied up.
     pub file: Mutex<Arc<File>>,
+    /// The kernel reads the lower file by itself, so that it stays the one of this handle.
+    pub stays_lower: AtomicBool,
     /// The failures to sync that this handle need not be told of any more.
     pub failures_told: AtomicU64,
 }

@@ -50,6 +50,8 @@ pub struct Choice {
     pub flags: OpenFlags,
     /// The backing file, beside [`OpenFlags::PASSTHROUGH`].
     pub backing: Option<BackingId>,
+    /// The backing file is a lower one, which a copy-up outdates.
+    pub lower: bool,
     /// From now on the inode's attributes can change without a request (a mapping of the backing file); what the kernel
     /// remembers of them must be taken back before the open is answered.
     pub attributes_loosen: bool,
@@ -138,6 +140,14 @@ impl<F> IoModes<F> {
     pub fn is_loose(&self, inode: Inode) -> bool {
         self.mappers.load(Ordering::SeqCst) > 0
             && matches!(self.table.lock().inodes.get(&inode), Some(Mode::Passthrough { mappers: 1.., .. }))
+    }
+
+    /// Whether somebody has the inode open whose data the kernel reads from a lower file.
+    pub fn reads_lower(&self, inode: Inode) -> bool {
+        matches!(
+            self.table.lock().inodes.get(&inode),
+            Some(Mode::Passthrough { lower: true, opens: 1.., .. })
+        )
     }
 
     /// The kernel forgot the inode, at least in part: an idle backing file of it is dropped.
@@ -230,7 +240,7 @@ impl Table {
                 Some(cached(true))
             }
             Some(Mode::Passthrough { lower: true, .. }) if !lower => return Err(NeedsInode),
-            Some(Mode::Passthrough { backing, opens, mappers, recent, .. }) => {
+            Some(Mode::Passthrough { backing, lower, opens, mappers, recent }) => {
                 *opens += 1;
                 *recent = true;
                 let first = maps && *mappers == 0;
@@ -238,6 +248,7 @@ impl Table {
                 Some(Choice {
                     flags: OpenFlags::PASSTHROUGH | OpenFlags::NOFLUSH,
                     backing: Some(*backing),
+                    lower: *lower,
                     attributes_loosen: first,
                 })
             }
@@ -298,7 +309,7 @@ impl Table {
 
 const fn cached(keep: bool) -> Choice {
     let flags = if keep { OpenFlags::KEEP_CACHE } else { OpenFlags::empty() };
-    Choice { flags, backing: None, attributes_loosen: false }
+    Choice { flags, backing: None, lower: false, attributes_loosen: false }
 }
 
 #[cfg(test)]

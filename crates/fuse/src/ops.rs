@@ -187,7 +187,10 @@ impl Operations {
         out: &mut Output,
     ) -> Outcome {
         let inode = Inode(header.node);
-        if self.replaced.is_past(inode) {
+        let past = self.replaced.is_past(inode);
+        // Once nobody reads the lower file through it any more, a past inode serves readers as well as the present one. Writers
+        // would change what is remembered of that.
+        if past && (writes(flags) || self.modes.reads_lower(inode)) {
             return Err(Errno::STALE);
         }
         let opening = self.executing.begin(inode, flags)?;
@@ -195,6 +198,14 @@ impl Operations {
         opening.done();
         let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: executes(flags) };
         let choice = self.choose(node, &opened, given).map_err(|NeedsInode| self.replace(channel, given))?;
+        if past && choice.backing.is_none() {
+            // Two inodes must not both have pages of one file.
+            self.release(given);
+            return Err(Errno::STALE);
+        }
+        if choice.lower {
+            self.overlay.stays_lower(opened.handle);
+        }
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
         if matches!(opened.data, Data::LowerOfWritable) && choice.flags.contains(OpenFlags::KEEP_CACHE) {
             self.overlay.offer_data(node, |data| {
@@ -234,8 +245,11 @@ impl Operations {
         let inode = self.replaced.inode(entry.node);
         let given = OpenGiven { inode, handle: opened.handle, maps: maps(flags), executes: false };
         // Nothing is remembered of a new file that had to be taken back.
-        let choice =
-            self.choose(entry.node, &opened, given).map_err(|NeedsInode| self.replace(channel, given))?;
+        let choice = self.choose(entry.node, &opened, given).map_err(|NeedsInode| {
+            let errno = self.replace(channel, given);
+            self.forget(inode, 1);
+            errno
+        })?;
         let entry = Entry { attr: self.held(inode, entry.attr), ..entry };
         encode::entry(out, inode, &entry, &self.timeouts);
         encode::open(out, opened.handle.0, choice.flags, choice.backing.map(|id| id.0));
@@ -356,7 +370,7 @@ impl Operations {
             }
             Request::Statx { handle, .. } => {
                 let attr = overlay.getattr(node, handle.map(HandleId))?;
-                encode::statx(out, &self.held(Inode(header.node), attr), &self.timeouts);
+                encode::statx(out, &self.seen_through(Inode(header.node), attr), &self.timeouts);
                 Ok(Answer::Body)
             }
             Request::SetAttr(set) => {
@@ -403,8 +417,20 @@ impl Operations {
     }
 
     fn attr(&self, header: &Header, attr: Attr, out: &mut Output) -> Answer {
-        encode::attr(out, &self.held(Inode(header.node), attr), &self.timeouts);
+        encode::attr(out, &self.seen_through(Inode(header.node), attr), &self.timeouts);
         Answer::Body
+    }
+
+    /// The attributes as an inode shows them: one through which the lower file is still read has its size.
+    fn seen_through(&self, inode: Inode, attr: Attr) -> Attr {
+        let mut attr = self.held(inode, attr);
+        if self.replaced.is_past(inode)
+            && self.modes.reads_lower(inode)
+            && let Some((size, blocks)) = self.overlay.lower_extent(self.replaced.node(inode))
+        {
+            (attr.size, attr.blocks) = (size, blocks);
+        }
+        attr
     }
 
     fn xattr(&self, header: &Header, node: NodeId, request: &Request<'_>, out: &mut Output) -> Outcome {
@@ -461,6 +487,11 @@ const fn done((): ()) -> Answer {
 /// Whether a descriptor opened with these flags can be mapped to be written: a shared mapping reads as well.
 const fn maps(flags: u32) -> bool {
     flags & O_ACCMODE == O_RDWR
+}
+
+/// Whether an open with these flags can change the data.
+const fn writes(flags: u32) -> bool {
+    flags & O_ACCMODE != 0 || flags & O_TRUNC != 0
 }
 
 const fn executes(flags: u32) -> bool {
