@@ -8,7 +8,7 @@
 //! opaque, new, or redirected), then everything visible there is emitted, behind an opaque marker if the
 //! image has a directory at that path.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +59,9 @@ pub struct Change {
 /// An upper and the layers of its image, topmost first.
 pub struct Diff {
     stack: Stack,
+    /// Names that the upper does not have and that are changed all the same, by their directories: hard links of the image
+    /// that show an indexed copy, and the directories down to them.
+    more: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>>,
 }
 
 /// What one visited path is, told to whoever collects.
@@ -75,9 +78,19 @@ enum Event<'a> {
 
 impl Diff {
     /// Opens the layers' directories.
-    pub fn open(upper: PathBuf, lowers: Vec<PathBuf>, ids: Ids) -> Result<Diff> {
+    pub fn open(upper: PathBuf, work: &Path, lowers: Vec<PathBuf>, ids: Ids) -> Result<Diff> {
         let dirs: Vec<PathBuf> = std::iter::once(upper).chain(lowers).collect();
-        Ok(Diff { stack: Stack::open(&dirs, true, ids)? })
+        let stack = Stack::open(&dirs, true, ids)?.with_index(work)?;
+        let mut more: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        for path in stack.indexed_names()? {
+            let mut path = &path[..];
+            while !path.is_empty() {
+                let (dir, name) = crate::beneath::split(path);
+                more.entry(dir.to_vec()).or_default().insert(name.to_vec());
+                path = dir;
+            }
+        }
+        Ok(Diff { stack, more })
     }
 
     /// The list of changes, by path.
@@ -148,7 +161,12 @@ impl Diff {
         base: &Node,
         tell: &mut dyn FnMut(&[u8], Event<'_>) -> Result<()>,
     ) -> Result<()> {
-        for name in self.stack.names(merged.top()?)? {
+        let top = merged.top()?;
+        let mut names: BTreeSet<Vec<u8>> = self.more.get(path).cloned().unwrap_or_default();
+        if top.layer == 0 {
+            names.extend(self.stack.names(top)?);
+        }
+        for name in names {
             let (child, below) = (join(path, &name), self.stack.lookup(base, &name)?);
             match self.stack.lookup(merged, &name)? {
                 Some(n) => self.visit(&child, &n, below.as_ref(), tell)?,

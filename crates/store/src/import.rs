@@ -126,7 +126,7 @@ impl Store {
     /// Writes a container's whole file system, or an image's, as a tar.
     pub fn export(&self, name: &str, out: &mut dyn std::io::Write) -> Result<()> {
         let stack = match self.read(|tx| crate::container::find(tx, name)) {
-            Ok(c) => Stack::open(&self.container_dirs(&c)?, true, self.ownership.ids())?,
+            Ok(c) => self.container_stack(&c)?,
             Err(Error::NotFound { .. }) => {
                 let i = self.read(|tx| crate::store::find_image(tx, name))?;
                 let dirs = self.layer_dirs(i.layers.last().map(|l| &l.chain))?;
@@ -137,9 +137,20 @@ impl Store {
         diff::export(&stack, out, Path::new("the archive")).map(drop)
     }
 
+    /// A container's merged view, without a mount.
+    pub(crate) fn container_stack(&self, c: &Container) -> Result<Stack> {
+        let work = self.layout.layer(&c.id).join("work");
+        Stack::open(&self.container_dirs(c)?, true, self.ownership.ids())?.with_index(&work)
+    }
+
     pub(crate) fn open_diff(&self, c: &Container) -> Result<Diff> {
-        let upper = self.layout.layer(&c.id).join("diff");
-        Diff::open(upper, self.layer_dirs(c.top.as_ref())?, self.ownership.ids())
+        let layer = self.layout.layer(&c.id);
+        Diff::open(
+            layer.join("diff"),
+            &layer.join("work"),
+            self.layer_dirs(c.top.as_ref())?,
+            self.ownership.ids(),
+        )
     }
 
     fn take_made(

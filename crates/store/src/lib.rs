@@ -22,6 +22,7 @@ pub mod fuzzing;
 mod gc;
 mod image;
 mod import;
+mod indexed;
 mod info;
 mod ingest;
 mod journal;

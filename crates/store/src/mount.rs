@@ -232,7 +232,7 @@ impl Store {
             return Err(Error::Unsupported("a copy of the whole image cannot keep a size limit".into()));
         }
         let merged = self.merged(c);
-        let stack = crate::stack::Stack::open(&self.container_dirs(c)?, true, self.ownership.ids())?;
+        let stack = self.container_stack(c)?;
         let task = self.options.progress.task("copying", None);
         let staged = merged.with_file_name("merged.new");
         durable::remove_tree(&staged)?;

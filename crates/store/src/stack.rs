@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plyfs_format::whiteout::{OPAQUE_MARKER, WHITEOUT_PREFIX};
 use plyfs_format::{Namespace, Opaque, Private, Redirect};
@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Stat};
 
 use crate::beneath::{self, Root, join, split};
 use crate::error::{Context, Error, Result};
+use crate::indexed::Index;
 use crate::owner::Ids;
 use crate::tree::Source;
 
@@ -37,6 +38,8 @@ pub struct Node {
     pub stat: Stat,
     /// Where a file's bytes are, if not in the topmost place (metacopy).
     pub data: Option<Place>,
+    /// Whether it is seen with the upper, whose index counts then.
+    pub merged: bool,
 }
 
 impl Node {
@@ -70,12 +73,44 @@ pub struct Stack {
     /// Whether the top layer is an upper, whose redirects and metacopies count.
     upper: bool,
     ids: Ids,
+    /// What hard links of the image show, where the upper has an index. As a place it is the layer behind the last.
+    index: Option<Index>,
 }
 
 impl Stack {
     /// Opens layers; with `upper` the first is a container's writable one.
     pub fn open(dirs: &[PathBuf], upper: bool, ids: Ids) -> Result<Stack> {
-        Ok(Stack { roots: dirs.iter().map(|d| Root::open(d)).collect::<Result<_>>()?, upper, ids })
+        Ok(Stack {
+            roots: dirs.iter().map(|d| Root::open(d)).collect::<Result<_>>()?,
+            upper,
+            ids,
+            index: None,
+        })
+    }
+
+    /// With the index of an upper's work directory.
+    pub fn with_index(mut self, work: &Path) -> Result<Stack> {
+        self.index = Index::open(work)?;
+        Ok(self)
+    }
+
+    /// The paths of hard links that show a copy although the upper has no such name; none without an index. The one thing
+    /// whose cost is that of the image.
+    pub fn indexed_names(&self) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        let root = if self.index.is_some() { self.root_node(0)? } else { None };
+        let mut todo: Vec<(Vec<u8>, Node)> = root.map(|n| (Vec::new(), n)).into_iter().collect();
+        while let Some((path, dir)) = todo.pop() {
+            for (name, node) in self.list(&dir)? {
+                let child = join(&path, &name);
+                if node.is_dir() {
+                    todo.push((child, node));
+                } else if node.top()?.layer == self.roots.len() {
+                    found.push(child);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Where a node's attributes are and where its data is.
@@ -90,7 +125,8 @@ impl Stack {
 
     /// A layer's root.
     pub fn root(&self, layer: usize) -> Result<&Root> {
-        self.roots.get(layer).ok_or_else(|| Error::Damaged("no such layer".into()))
+        let index = self.index.as_ref().filter(|_| layer == self.roots.len()).map(Index::root);
+        self.roots.get(layer).or(index).ok_or_else(|| Error::Damaged("no such layer".into()))
     }
 
     /// The merged root, as seen from `from` downwards.
@@ -100,7 +136,7 @@ impl Stack {
         let Some(first) = places.first() else { return Ok(None) };
         let root = self.root(first.layer)?;
         let stat = rustix::fs::fstat(root).at("stat", root.path())?;
-        Ok(Some(Node { places, stat, data: None }))
+        Ok(Some(Node { places, stat, data: None, merged: from == 0 }))
     }
 
     /// The path `rel` of the merged view from layer `from` downwards.
@@ -129,10 +165,16 @@ impl Stack {
             let place = Place { layer: p.layer, path };
             let is_dir = beneath::kind(&st) == FileType::Directory;
             match &mut found {
+                None if dir.merged
+                    && let Some(copy) = self.indexed(&place, &st)? =>
+                {
+                    found = Some(copy);
+                    break;
+                }
                 None => {
                     let stop = if is_dir { self.opaque(&place)? } else { !self.metacopy(&place)? };
                     let redirect = if stop { None } else { self.redirect(&place)? };
-                    found = Some(Node { places: vec![place], stat: st, data: None });
+                    found = Some(Node { places: vec![place], stat: st, data: None, merged: dir.merged });
                     match redirect {
                         _ if stop => break,
                         None => {}
@@ -225,6 +267,15 @@ impl Stack {
         Ok(self.root(p.layer)?.stat(&join(&p.path, OPAQUE_MARKER))?.is_some())
     }
 
+    /// The copy that a file of the image shows instead of itself.
+    fn indexed(&self, p: &Place, st: &Stat) -> Result<Option<Node>> {
+        let Some(index) = self.index.as_ref().filter(|_| p.layer > 0) else { return Ok(None) };
+        let Some((name, stat)) = index.copy_of(self.root(p.layer)?, &p.path, st)? else { return Ok(None) };
+        let place = Place { layer: self.roots.len(), path: name };
+        let data = self.metacopy(&place)?.then(|| p.clone());
+        Ok(Some(Node { places: vec![place], stat, data, merged: true }))
+    }
+
     fn metacopy(&self, p: &Place) -> Result<bool> {
         Ok(self.is_upper(p.layer) && self.private(p, Private::Metacopy)?.is_some())
     }
@@ -261,7 +312,7 @@ impl Stack {
     }
 
     fn is_upper(&self, layer: usize) -> bool {
-        self.upper && layer == 0
+        self.upper && (layer == 0 || layer == self.roots.len())
     }
 }
 

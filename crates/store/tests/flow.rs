@@ -257,6 +257,76 @@ fn redirects_and_metacopies_are_committed_as_the_merged_view_shows_them() {
     }
 }
 
+/// Hard links of the image, copied up by a kernel with `index=on`: all names show what one was given.
+#[test]
+fn indexed_hard_links_are_committed_as_the_merged_view_shows_them() {
+    if !is_root() {
+        return;
+    }
+    let h = Home::new();
+    let i = h
+        .import(
+            &tar(&[
+                dir("a"),
+                dir("b"),
+                dir("b/deep"),
+                file("a/one", "old"),
+                hardlink("b/deep/two", "a/one"),
+                hardlink("b/three", "a/one"),
+                file("a/mode", "kept"),
+                hardlink("b/mode", "a/mode"),
+                file("a/gone", "gone"),
+                hardlink("b/gone1", "a/gone"),
+                hardlink("b/gone2", "a/gone"),
+                file("a/same", "same"),
+                hardlink("b/same", "a/same"),
+            ]),
+            "base:1",
+        )
+        .unwrap();
+    let c = h.store.create("base:1", Some("c1"), None).unwrap();
+    let d = h.store.layout().layer(&c.id);
+    let at = |p: &str| d.join(p).display().to_string();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},redirect_dir=on,metacopy=on,index=on",
+        h.top(&i).display(),
+        at("diff"),
+        at("work")
+    );
+    let m = d.join("merged");
+    let mut mount = std::process::Command::new("mount");
+    assert!(mount.args(["-t", "overlay", "-o", &options, "overlay"]).arg(&m).status().unwrap().success());
+    fs::write(m.join("a/one"), "new, and longer").unwrap();
+    fs::remove_file(m.join("b/three")).unwrap();
+    fs::set_permissions(m.join("b/mode"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::write(m.join("a/gone"), "changed").unwrap();
+    fs::remove_file(m.join("a/gone")).unwrap();
+    assert_eq!(fs::read_to_string(m.join("b/deep/two")).unwrap(), "new, and longer");
+    let seen = tree(&m);
+    rustix::mount::unmount(&m, rustix::mount::UnmountFlags::empty()).unwrap();
+    assert!(fs::read_dir(d.join("work/index")).unwrap().count() >= 3, "the kernel made what is to be tested");
+    commit(&h, "c1", "base:2");
+    h.store.create("base:2", Some("c2"), None).unwrap();
+    let again = h.store.mount("c2", Backend::Kernel).unwrap();
+    let now = tree(&again);
+    h.store.unmount("c2", false).unwrap();
+    assert_eq!(now, seen);
+    let listed = changes_of(&h, "c1");
+    for want in [
+        "C /a/one",
+        "C /b/deep/two",
+        "D /b/three",
+        "C /a/mode",
+        "C /b/mode",
+        "D /a/gone",
+        "C /b/gone1",
+        "C /b/gone2",
+    ] {
+        assert!(listed.iter().any(|l| l == want), "{want} in {listed:?}");
+    }
+    assert!(!listed.iter().any(|l| l.contains("same")), "{listed:?}");
+}
+
 #[test]
 fn images_travel_through_archives_with_their_digests() {
     let h = Home::new();

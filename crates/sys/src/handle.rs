@@ -25,8 +25,11 @@ pub(crate) fn of_entry(dir: BorrowedFd<'_>, name: Name<'_>) -> Result<Option<Fil
     raw::with_c_str(name.as_bytes(), |path| encode(dir, path, 0))
 }
 
-/// The handle of what a descriptor of any kind refers to.
-pub(crate) fn of_descriptor(fd: BorrowedFd<'_>) -> Result<Option<FileHandle>> {
+/// The handle of what a descriptor of any kind refers to; `None` where the file system has none.
+///
+/// # Errors
+/// What name_to_handle_at(2) answers.
+pub fn of_descriptor(fd: BorrowedFd<'_>) -> Result<Option<FileHandle>> {
     encode(fd, c"", libc::AT_EMPTY_PATH)
 }
 
