@@ -258,6 +258,9 @@ impl Overlay {
     pub(crate) fn detach(&self, parent: &Arc<Node>, state: &mut DirState, name: &[u8], node: &Node) {
         state.remove_child(&self.table, name, node);
         node.remove_place(parent.id, name);
+        if let (Body::Leaf(leaf), true) = (&node.body, self.export.is_some()) {
+            leaf.usage().name_removed.store(true, Ordering::Release);
+        }
         // The parent lives on: the caller holds a request on it.
         parent.lookups.fetch_sub(1, Ordering::Relaxed);
     }

@@ -76,6 +76,8 @@ pub(crate) struct Leaf {
 pub(crate) struct Usage {
     /// Keeps the upper object reachable once it has no name; set by the removal.
     pub orphan: OnceLock<Arc<File>>,
+    /// A name was taken from it since it was found by its handle.
+    pub name_removed: AtomicBool,
     /// The one open file that all handles share, while anyone holds it.
     pub shared: Mutex<Weak<File>>,
     /// Its data was offered to the front end's cache, or is too much for that. Atomic.
@@ -276,10 +278,11 @@ impl Leaf {
         self.usage.get()?.orphan.get()
     }
 
-    /// Whether a leaf without a place was removed: it lies below, and was found by a name once.
+    /// Whether a leaf without a place was removed: it lies below, and was found by a name once, or lost one since.
     pub fn lost_its_name(&self) -> bool {
         let held = |lower: &LowerLeaf| matches!(lower.at, LowerPlace::Handle(_));
-        self.upper.get().is_none() && !self.lower.as_ref().is_some_and(held)
+        let removed = || self.usage.get().is_some_and(|usage| usage.name_removed.load(Ordering::Acquire));
+        self.upper.get().is_none() && (!self.lower.as_ref().is_some_and(held) || removed())
     }
 
     /// Whether the data lies in upper too.

@@ -36,9 +36,14 @@ impl Overlay {
         let named = self.export.as_ref().and_then(|export| export.parse(id)).ok_or(Errno::STALE)?;
         let node = match self.recover(id, &named) {
             Ok(node) => node,
-            // What a handle leads to may be anything: whatever is wrong with it, there is nothing of this id.
+            // What a handle leads to may be anything: whatever is wrong with it, there is nothing of this id. But what lacks for
+            // a moment may be there the next time.
             Err(Errno::NOMEM) => return Err(Errno::NOMEM),
             Err(Errno::NFILE | Errno::MFILE) => return Err(Errno::NFILE),
+            Err(Errno::IO) => {
+                tracing::warn!(id = id.0, "the object of a file handle cannot be read");
+                return Err(Errno::IO);
+            }
             Err(error) => {
                 tracing::debug!(id = id.0, %error, "a file handle leads nowhere");
                 return Err(Errno::STALE);

@@ -283,6 +283,21 @@ fn an_open_file_lives_on_when_its_last_name_goes_or_another_takes_it() {
 }
 
 #[test]
+fn a_lower_file_opened_by_its_handle_has_no_link_once_it_is_unlinked() {
+    if !can_run() {
+        return;
+    }
+    let mut mount = Mount::new();
+    let handle = mount.handle("lower");
+    mount.unmount();
+    mount.mount();
+    let file = mount.open(&handle, OFlags::RDONLY).expect("by handle");
+    assert_eq!(file.metadata().expect("fstat").nlink(), 1);
+    fs::remove_file(mount.at("lower")).expect("unlink");
+    assert_eq!(file.metadata().expect("fstat").nlink(), 0);
+}
+
+#[test]
 fn a_handle_that_nobody_gave_opens_nothing_and_harms_nobody() {
     if !can_run() {
         return;
