@@ -288,6 +288,18 @@ pub const INTENDED: &[KnownResult] = &[
         },
     },
     KnownResult {
+        reason: "the kernel cannot record where a copy comes from, and gives it another number when its caches were dropped; \
+                 plyfs keeps the number",
+        scope: Scope::UserSpace,
+        explains: |_, kernel, plyfs| match (kernel, plyfs) {
+            (Outcome::Stat(kernel), Outcome::Stat(plyfs)) => {
+                let same = StatShot { inode: plyfs.inode, ..StatShot::clone(kernel) };
+                kernel.inode > plyfs.inode && same == **plyfs
+            }
+            _ => false,
+        },
+    },
+    KnownResult {
         reason: METACOPY_MTIME,
         scope: Scope::Metacopy,
         explains: |_, kernel, plyfs| match (kernel, plyfs) {

@@ -6,7 +6,7 @@ mod pjdfstest;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,9 +14,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use plyfs_testkit::backing::{Backing, Kind};
 use plyfs_testkit::mount::Driver;
-use plyfs_testkit::sandbox::{Space, run_again};
+use plyfs_testkit::sandbox::{Space, open_fuse_to_all, run_again};
 
 use crate::{child, mounts, workspace};
+use pjdfstest::Who;
 
 /// Building one of the two programs takes minutes on a loaded machine.
 const INSTALL_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -42,6 +43,9 @@ pub struct Args {
     /// Only those tests of pjdfstest whose names hold this; fsx is left out
     #[arg(long)]
     only: Option<String>,
+    /// pjdfstest in a user namespace on tmpfs, as its root and as another user; fsx is left out
+    #[arg(long)]
+    user: bool,
     /// The plyfs binary; built from this workspace if left out
     #[arg(long)]
     plyfs: Option<PathBuf>,
@@ -54,16 +58,22 @@ pub type Outcomes = BTreeMap<String, Outcome>;
 
 /// Runs both suites on both unions, on each file system; an error if plyfs fails where the kernel's overlay does not.
 pub fn run(args: &Args) -> Result<()> {
-    mounts::need_root_and_fuse()?;
+    let space = if args.user { Space::User } else { Space::Mounts };
+    if Space::current().is_none() {
+        mounts::need_root_and_fuse()?;
+    }
     let tools = Tools { pjdfstest: tool("pjdfstest", "0.2.2")?, fsx: tool("fsx", FSX)? };
     let plyfs = mounts::plyfs(args.plyfs.as_deref())?;
-    if Space::current().is_none() {
+    if Space::current() != Some(space) {
         return inside(args, &plyfs);
     }
     let scratch = tempfile::tempdir().context("a temporary directory")?;
     offer_helper(&plyfs, scratch.path())?;
     let mut worse = 0;
-    for kind in &args.on {
+    if args.user {
+        worse += in_user_namespace(args, &tools, &plyfs)?;
+    }
+    for kind in args.on.iter().filter(|_| !args.user) {
         worse += on(*kind, args, &tools, &plyfs)?;
     }
     if worse > 0 {
@@ -89,7 +99,12 @@ fn inside(args: &Args, plyfs: &Path) -> Result<()> {
     if let Some(only) = &args.only {
         line.extend(["--only".into(), only.into()]);
     }
-    let status = run_again(Space::Mounts, &line, &[])?;
+    line.extend(args.user.then(|| "--user".into()));
+    // Root goes into a user namespace by way of a mount namespace.
+    let next = if args.user && Space::current() == Some(Space::Mounts) { Space::User } else { Space::Mounts };
+    let scratch = tempfile::tempdir().context("a temporary directory")?;
+    open_fuse_to_all(scratch.path())?;
+    let status = run_again(next, &line, &[])?;
     if status.success() { Ok(()) } else { bail!("plyfs falls short of the kernel's overlay, see above") }
 }
 
@@ -130,10 +145,35 @@ fn on(kind: Kind, args: &Args, tools: &Tools, plyfs: &Path) -> Result<usize> {
         drivers.iter().map(|driver| run(driver).with_context(|| driver.to_string())).collect()
     };
     let only = args.only.as_deref();
-    judge("pjdfstest", each(&|driver| pjdfstest::run(&tools.pjdfstest, driver, backing.path(), only))?);
+    judge(
+        "pjdfstest",
+        each(&|driver| pjdfstest::run(&tools.pjdfstest, driver, backing.path(), only, Who::Root))?,
+    );
     if only.is_none() {
         let seeds = args.seed..args.seed + args.seeds;
         judge("fsx", each(&|driver| fsx::run(&tools.fsx, driver, backing.path(), seeds.clone(), args.ops))?);
+    }
+    Ok(worse)
+}
+
+/// pjdfstest on mounts made in a user namespace; returns how many tests fail on plyfs alone.
+fn in_user_namespace(args: &Args, tools: &Tools, plyfs: &Path) -> Result<usize> {
+    let backing = Backing::new(Kind::Tmpfs)?;
+    // Others must be able to come as far as the mount point, and to run the program.
+    let scratch = tempfile::tempdir_in(backing.path()).context("a temporary directory")?;
+    std::fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).context("chmod")?;
+    let program = scratch.path().join("pjdfstest");
+    std::fs::copy(&tools.pjdfstest, &program).context("a copy of pjdfstest")?;
+    let parent = backing.path().parent().context("the root directory")?;
+    std::fs::set_permissions(parent, PermissionsExt::from_mode(0o755)).context("chmod")?;
+    let mut worse = 0;
+    for (title, who) in [("root of a user namespace", Who::RootOfNamespace), ("a user in it", Who::User)] {
+        let one = |driver: &Driver| {
+            let only = args.only.as_deref();
+            pjdfstest::run(&program, driver, backing.path(), only, who).with_context(|| driver.to_string())
+        };
+        let (kernel, plyfs) = (one(&Driver::Kernel)?, one(&Driver::Plyfs(plyfs.to_owned()))?);
+        worse += report(&format!("pjdfstest as {title}"), &kernel, &plyfs);
     }
     Ok(worse)
 }

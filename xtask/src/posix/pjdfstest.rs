@@ -1,6 +1,7 @@
 //! pjdfstest: what POSIX says of system calls on names, modes, owners and times. Owns its configuration and its output.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -35,20 +36,45 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 /// These remount read-only, which is refused while other tests have left a file open for writing.
 const ALONE: &str = "erofs";
 
+/// Who runs the tests, and on what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// Root.
+    Root,
+    /// Root of a user namespace, on a mount made there.
+    RootOfNamespace,
+    /// Another user in it; the tests that need root are left out.
+    User,
+}
+
+/// The user that is not root.
+const USER: &str = "1000";
+
 /// Runs those tests whose name holds `only`, or all, on a new union below `place`.
-pub fn run(program: &Path, driver: &Driver, place: &Path, only: Option<&str>) -> Result<Outcomes> {
-    let union = Union::new(driver, place, &[TreeSpec::new()], &[])?;
+pub fn run(program: &Path, driver: &Driver, place: &Path, only: Option<&str>, who: Who) -> Result<Outcomes> {
+    let options: &[&str] = if who == Who::Root { &[] } else { &["userxattr"] };
+    let union = Union::new(driver, place, &[TreeSpec::new()], options)?;
     let scratch = tempfile::tempdir_in(place).context("a temporary directory")?;
+    for open_to_all in [union.merged(), scratch.path()].iter().filter(|_| who == Who::User) {
+        fs::set_permissions(open_to_all, PermissionsExt::from_mode(0o777)).context("chmod")?;
+    }
     let configuration = scratch.path().join("pjdfstest.toml");
     fs::write(&configuration, CONFIGURATION).context("the configuration of pjdfstest")?;
     let pass = |only: Option<&str>| {
-        let mut command = Command::new(program);
+        let mut command = match who {
+            Who::User => Command::new("setpriv"),
+            _ => Command::new(program),
+        };
+        if who == Who::User {
+            let ids = ["--reuid", USER, "--regid", USER, "--clear-groups", "--inh-caps=-all"];
+            command.args(ids).arg(program);
+        }
         command.arg("-c").arg(&configuration).arg("-p").arg(union.merged()).arg("-s").arg(scratch.path());
         command.args(only).env("NO_COLOR", "1").env_remove("RUST_BACKTRACE");
         one_pass(&mut command)
     };
     let mut outcomes = pass(only)?;
-    if only.is_none() {
+    if only.is_none() && who != Who::User {
         outcomes.extend(pass(Some(ALONE))?);
     }
     Ok(outcomes)
