@@ -11,6 +11,7 @@ mod containerd;
 mod debian;
 mod docker;
 mod images;
+mod interchange;
 mod leftovers;
 mod podman;
 mod registry;
@@ -127,6 +128,11 @@ const STEPS: &[Step] = &[
         run: docker::engine,
     },
     Step {
+        name: "interchange",
+        about: "skopeo, podman and umoci read what plyfs saves and pushes, and the reverse: equal digests and trees",
+        run: interchange::both_ways,
+    },
+    Step {
         name: "containerd",
         about: "the snapshotter under a real containerd (its own test, built for this)",
         run: containerd::snapshotter,
@@ -139,6 +145,9 @@ const TOOLS: &[(&str, &str)] = &[
     ("buildah", "buildah"),
     ("crun", "crun"),
     ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
+    ("setfattr", "attr"),
+    ("setcap", "libcap2-bin"),
     ("fusermount3", "fuse3"),
     ("newuidmap", "uidmap"),
     ("docker-registry", "docker-registry"),
