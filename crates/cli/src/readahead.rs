@@ -15,13 +15,18 @@ use plyfs_sys::mount;
 const LEAST: u64 = 256;
 const MOST: u64 = 1024;
 
-/// Raises the readahead of the mount on `target` to that of its layers, where this user may.
-pub fn raise(target: &Path, spec: &StackSpec) {
+/// What to read ahead for these layers, in KiB. Asked before the mount is made: afterwards a layer's path may lead through
+/// it (`lowerdir=m/..`), where nobody answers yet.
+pub fn wanted(spec: &StackSpec) -> u64 {
     let upper = spec.upper.iter().map(|paths| paths.upper.as_path());
     let layers = spec.lowers.iter().map(|path| &**path).chain(upper);
     // Hundreds of layers lie on few devices.
     let devices: BTreeSet<_> = layers.filter_map(|layer| mount::device_at(layer).ok()).collect();
-    let wanted = limited(devices.into_iter().filter_map(of_device));
+    limited(devices.into_iter().filter_map(of_device))
+}
+
+/// Raises the readahead of the mount on `target`, where this user may.
+pub fn raise(target: &Path, wanted: u64) {
     let raised =
         mount::device_at(target).map_err(std::io::Error::from).and_then(|device| set(device, wanted));
     tracing::debug!(wanted, ?raised, "readahead");

@@ -46,9 +46,12 @@ pub fn mount(
     if let Some(source) = source {
         options.source = source.to_string_lossy().into_owned();
     }
+    // Paths are resolved before the mount is there: they may lead through it, and nobody serves it yet.
+    let wanted = readahead::wanted(spec);
+    let place = target.canonicalize().unwrap_or_else(|_| target.to_owned());
     let session =
         Session::mount(overlay, target, &options).map_err(|error| Failure::new(error.to_string()))?;
-    readahead::raise(target, spec);
+    readahead::raise(&place, wanted);
     Ok(session)
 }
 

@@ -47,6 +47,17 @@ fn a_mount_is_usable_when_the_command_returns_and_its_daemon_gone_when_umount_re
 }
 
 #[test]
+fn paths_that_lead_through_the_mount_point_do_not_hang_the_mount() {
+    as_root("paths_that_lead_through_the_mount_point_do_not_hang_the_mount", |place| {
+        place.write("a/f", "text");
+        place.dirs(&["a/merged", "upper", "work"]);
+        place.run(&["mount", "-o", "lowerdir=a/merged/..,upperdir=upper,workdir=work", "a/merged/../merged"]);
+        assert_eq!(names(&place.at("a/merged")), ["f", "merged"]);
+        place.run(&["umount", "a/merged"]);
+    });
+}
+
+#[test]
 fn the_mount_is_listed_with_its_layers_also_by_relative_paths() {
     as_root("the_mount_is_listed_with_its_layers_also_by_relative_paths", |place| {
         place.mount(&["a", "b"]);

@@ -7,7 +7,6 @@ mod common;
 #[path = "common/registry.rs"]
 mod registry;
 
-use std::time::{Duration, Instant};
 
 use common::{Home, file, tar};
 use plyfs_store::{CheckOptions, RegistryOptions};
@@ -61,9 +60,7 @@ fn a_registry_that_misbehaves_leaves_nothing_and_a_repeat_succeeds() {
     ] {
         let h = Home::new();
         r.set(fault);
-        let begun = Instant::now();
         let e = h.store.pull(&name, &options()).expect_err("a fault");
-        assert!(begun.elapsed() < Duration::from_secs(60), "{fault:?} ends by itself");
         assert_eq!(e.kind(), kind, "{fault:?}: {e}");
         assert!(e.to_string().contains(why), "{fault:?}: {e}");
         assert_eq!(h.leftovers(), [] as [&str; 0], "{fault:?}");
