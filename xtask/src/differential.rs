@@ -30,7 +30,7 @@ pub struct Args {
     /// Seconds to spend on shrinking a failure
     #[arg(long, default_value_t = 60)]
     shrink: u64,
-    /// LOWERS:tmpfs|ext4|xfs:root|user:THREADS[:FEATURES], such as 3:xfs:root:1; may be repeated; all if left out
+    /// LOWERS:tmpfs|ext4|xfs:root|user:THREADS, then :FEATURES or not, such as 3:xfs:root:1; may be repeated; all if left out
     #[arg(long)]
     config: Vec<String>,
     /// Mount options of both sides, or `each[,OPTION…]` for each combination (with these) that the kernel accepts, one a round

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{PLYFS, Place, as_root, names, succeed, text, wait_until};
+use common::{PLYFS, Place, as_root, fail, names, succeed, text, wait_until};
 use plyfs_testkit::need::{self, Need};
 use plyfs_testkit::sandbox;
 
@@ -272,6 +272,19 @@ fn another_directory_is_shown_in_its_place_or_as_the_root_if_it_is_one() {
         assert_eq!(place.read("open/root/etc/name"), "inner\n");
         assert_eq!(names(&place.at("open/root")), ["bin", "etc"]);
         place.sh("rm -rf open/*");
+    });
+}
+
+#[test]
+fn a_view_whose_plyfs_was_killed_before_it_could_know_does_not_begin() {
+    as_root("a_view_whose_plyfs_was_killed_before_it_could_know_does_not_begin", |place| {
+        place.write("low/f", "text");
+        // Its parent is this test, not the process named.
+        let orphan =
+            ["try-stage", "supervise", "--parent", "999999", "--lower", "low", "--", "touch", "begun"];
+        let said = fail(&mut place.plyfs(&orphan));
+        assert!(said.contains("is gone"), "{said}");
+        assert!(!place.at("low/begun").exists());
     });
 }
 

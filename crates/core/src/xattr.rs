@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, CString};
 
-use plyfs_format::xattr;
+use plyfs_format::{Acl, xattr};
 use plyfs_sys::{Errno, XattrFlags};
 
 use crate::Result;
@@ -94,11 +94,18 @@ impl Overlay {
             upper.set_xattr(&object, &name, &value, XattrFlags::from_bits_retain(flags))
         })?;
         // The kernel asks for it with a default ACL, too, which has nothing to do with the mode.
-        if kill_sgid && *name == *xattr::ACL_ACCESS {
-            let mode = self.owner_of(&object)?.mode;
-            self.change_owner(&object, (None, None), Some(mode & !S_ISGID))?;
+        if *name != *xattr::ACL_ACCESS {
+            return Ok(());
         }
-        Ok(())
+        let before = self.owner_of(&object)?.mode;
+        let mut mode = if kill_sgid { before & !S_ISGID } else { before };
+        // The file system has changed the real file's mode, which is not the one that is shown where it is recorded.
+        if self.record_kept_for(&node).is_some()
+            && let Ok(acl) = Acl::parse(&value)
+        {
+            mode = (mode & !0o777) | (acl.to_mode() & 0o777);
+        }
+        if mode != before { self.change_owner(&object, (None, None), Some(mode)) } else { Ok(()) }
     }
 
     /// Removes an attribute. One that is absent copies nothing up, unless set-group-id goes by the attempt.

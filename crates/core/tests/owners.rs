@@ -164,6 +164,23 @@ fn with_records_in_upper_no_real_owner_or_set_id_bit_changes() {
 }
 
 #[test]
+fn an_acl_changes_the_recorded_mode_as_chmod_does() {
+    let stack = Stack::new(1);
+    stack.file("l0/f", "x");
+    let overlay = stack.open("xattr_permissions=2");
+    let made = overlay.mkdir(&me(), NodeId::ROOT, b"d", 0o700).unwrap();
+    let acl = |mode| Acl::from_mode(mode).encode();
+    let set = |node, mode| overlay.set_xattr(node, b"system.posix_acl_access", &acl(mode), 0, false);
+    set(made.node, 0o755).unwrap();
+    assert_eq!(attr(&overlay, "d").mode & 0o7777, 0o755, "as cp -a does");
+    let file = walk(&overlay, "f").unwrap();
+    let set_id = SetAttr { mode: Some(0o4666), ..SetAttr::default() };
+    overlay.setattr(&me(), file, None, &set_id).unwrap();
+    set(file, 0o600).unwrap();
+    assert_eq!(attr(&overlay, "f").mode & 0o7777, 0o4600, "others must not read it");
+}
+
+#[test]
 fn a_write_clears_recorded_set_id_bits() {
     let stack = Stack::new(1);
     stack.file("l0/f", "x");

@@ -7,7 +7,6 @@ mod common;
 #[path = "common/registry.rs"]
 mod registry;
 
-
 use common::{Home, file, tar};
 use plyfs_store::{CheckOptions, RegistryOptions};
 use registry::{Fault, Registry};

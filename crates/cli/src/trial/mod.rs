@@ -54,6 +54,9 @@ pub struct StageArgs {
     /// What the user asked for.
     #[command(flatten)]
     pub trial: TryArgs,
+    /// Stage supervise: the process that asked for it, with which it ends.
+    #[arg(long)]
+    pub parent: Option<i32>,
     /// Stage map: which map to write.
     #[arg(long)]
     pub map: Option<idmap::Map>,
@@ -82,6 +85,7 @@ pub enum Stage {
 /// `plyfs try`: returns the command's exit code, 128 and the signal's number if a signal ended it.
 pub fn run(args: &TryArgs) -> Outcome<u8> {
     let mut command = stage_command("supervise");
+    command.arg("--parent").arg(std::process::id().to_string());
     pass_on(args, &mut command);
     let forwarding = Caught::new().and_then(|caught| caught.forward(Then::Wait)).map_err(own)?;
     let mut child = command.spawn().context(|| "cannot start").map_err(own)?;
@@ -93,7 +97,7 @@ pub fn run(args: &TryArgs) -> Outcome<u8> {
 /// A stage, started by plyfs itself.
 pub fn stage(args: &StageArgs) -> Outcome<u8> {
     match args.stage {
-        Stage::Supervise => supervise::run(&args.trial),
+        Stage::Supervise => supervise::run(&args.trial, args.parent),
         Stage::Inside => inside::run(args),
         Stage::Map => {
             let map = args.map.ok_or_else(|| Failure::usage("map: no map named"))?;

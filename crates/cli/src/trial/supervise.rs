@@ -9,7 +9,7 @@ use plyfs_format::spec::{Options, RedirectDir, StackSpec, UpperSpec};
 use plyfs_fuse::Running;
 use plyfs_sys::mount::{self, MountPropagationFlags, Namespaces};
 use plyfs_sys::{creds, process};
-use rustix::process::{Resource, Signal};
+use rustix::process::{Pid, Resource, Signal};
 
 use crate::args::{TryArgs, ViewNetwork};
 use crate::failure::{Context, Failure, Outcome};
@@ -27,10 +27,10 @@ use crate::union;
 const MADE_NEW: [&str; 3] = ["dev", "proc", "sys"];
 
 /// The stage `supervise`: returns the command's exit code.
-pub fn run(args: &TryArgs) -> Outcome<u8> {
+pub fn run(args: &TryArgs, parent: Option<i32>) -> Outcome<u8> {
     let caught = Caught::new().map_err(own)?;
     let soft_limit = rustix::process::getrlimit(Resource::Nofile).current;
-    let user = enter_namespaces().map_err(own)?;
+    let user = enter_namespaces(parent).map_err(own)?;
     let session = Session::create().map_err(own)?;
     let trial = Trial::prepare(args, &session, user).map_err(own);
     let made = trial.and_then(|trial| trial.run(args, caught, soft_limit));
@@ -40,7 +40,7 @@ pub fn run(args: &TryArgs) -> Outcome<u8> {
 }
 
 /// Moves to a mount namespace, and where that is not permitted to a user namespace as well. Returns whether it took one.
-fn enter_namespaces() -> Outcome<bool> {
+fn enter_namespaces(parent: Option<i32>) -> Outcome<bool> {
     let alone = Namespaces { mount: true, ..Namespaces::default() };
     let user = match mount::unshare(alone) {
         Ok(()) => false,
@@ -53,6 +53,12 @@ fn enter_namespaces() -> Outcome<bool> {
     // Set behind the change of credentials, which resets it.
     rustix::process::set_parent_process_death_signal(Some(Signal::TERM))
         .context(|| "cannot tie to the parent")?;
+    // One that was killed before sends nothing any more.
+    if parent.is_some_and(|parent| {
+        rustix::process::getppid().map(Pid::as_raw_nonzero).map(i32::from) != Some(parent)
+    }) {
+        return Err(Failure::new("the plyfs that started it is gone"));
+    }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount::set_propagation(Path::new("/"), private).context(|| "cannot make the mounts private")?;
     process::raise_descriptor_limit().context(|| "cannot raise the limit of open files")?;
