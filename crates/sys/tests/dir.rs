@@ -55,8 +55,10 @@ fn resolution_stays_beneath_while_directories_are_swapped() {
                 swap.rename(name("a"), &swap, name("evil"), plyfs_sys::RenameFlags::EXCHANGE).expect("swap");
             }
         });
-        let mut resolved = 0;
-        for _ in 0..5_000 {
+        // However the threads come to run: often enough for the race, and until a resolution got through.
+        let (mut tries, mut resolved) = (0, 0);
+        while tries < 5_000 || (resolved == 0 && tries < 5_000_000) {
+            tries += 1;
             match dir.open_dir(&rel("a/b")) {
                 Ok(found) => {
                     assert!(!found.stat().expect("stat").same_inode(&outside));
