@@ -346,7 +346,7 @@ impl Checker<'_> {
     fn dangling(&mut self, l: &Layer) -> Result<()> {
         let dirs = self.store.layer_dirs(Some(&l.chain))?;
         let own = Root::open(dirs.first().map_or(Path::new("/nonexistent"), |d| d))?;
-        let below = Stack::open(dirs.get(1..).unwrap_or_default(), false, Ids::KEPT)?;
+        let below = Stack::open(dirs.get(1..).unwrap_or_default(), false, self.store.ownership)?;
         let mut count = 0u64;
         let mut first = None;
         let mut todo: Vec<Vec<u8>> = vec![Vec::new()];
@@ -422,7 +422,9 @@ fn differs(want: &Root, have: &Root) -> Result<Option<String>> {
             }
             todo.extend(na.iter().map(|n| join(&rel, n)));
         }
-        let source = |at, stat| Source { at: (at, &rel[..]), data: None, stat, ids: Ids::KEPT };
+        // Records are compared below, as they are.
+        let source =
+            |at, stat| Source { at: (at, &rel[..]), data: None, stat, ids: Ids::KEPT, records: false };
         if tree::entry(&rel, &source(want, &a))? != tree::entry(&rel, &source(have, &b))? {
             return Ok(show("owner, mode, time, type or attributes differ"));
         }

@@ -51,6 +51,7 @@ impl Store {
         if let Some(top) = &c.top {
             let below = self.layout.layer(&top.hex()).join("diff");
             apply::fill_implied(&layer.join("diff"), &BTreeSet::from([Vec::new()]), &[below])?;
+            self.ownership.mark(&layer.join("diff"))?;
         }
         durable::new_dir(&bundle, 0o700)?;
         if let Err(e) = self.publish_container(work, &c, &layer, &bundle) {

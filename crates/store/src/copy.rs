@@ -111,9 +111,11 @@ pub fn write_back(dirs: &[PathBuf], merged: &Path, ownership: Ownership) -> Resu
     durable::remove_tree(&staged)?;
     durable::new_dir(&staged, 0o755)?;
     let ids = ownership.ids();
-    let stack = Stack::open(lowers, false, ids)?;
+    let stack = Stack::open(lowers, false, ownership)?;
     let copy = Root::open(merged)?;
-    let mut w = Back { out: Layer::open(&staged, ownership)?, seen: HashMap::new(), stack, copy, ids };
+    let records = ownership.believes(&copy)?;
+    let out = Layer::open(&staged, ownership)?;
+    let mut w = Back { out, seen: HashMap::new(), stack, copy, ids, records };
     let base = w.stack.root_node(0)?;
     w.dir(b"", base.as_ref())?;
     w.root()?;
@@ -129,6 +131,7 @@ struct Back {
     stack: Stack,
     copy: Root,
     ids: Ids,
+    records: bool,
 }
 
 impl Back {
@@ -188,7 +191,7 @@ impl Back {
     }
 
     fn source<'a>(&'a self, path: &'a [u8], stat: &'a rustix::fs::Stat) -> Source<'a> {
-        Source { at: (&self.copy, path), data: None, stat, ids: self.ids }
+        Source { at: (&self.copy, path), data: None, stat, ids: self.ids, records: self.records }
     }
 }
 

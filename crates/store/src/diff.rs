@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::beneath::join;
 use crate::error::Result;
-use crate::owner::Ids;
+use crate::owner::Ownership;
 use crate::stack::{Node, Stack};
 use crate::tar::Time;
 use crate::tree::Emit;
@@ -78,9 +78,9 @@ enum Event<'a> {
 
 impl Diff {
     /// Opens the layers' directories.
-    pub fn open(upper: PathBuf, work: &Path, lowers: Vec<PathBuf>, ids: Ids) -> Result<Diff> {
+    pub fn open(upper: PathBuf, work: &Path, lowers: Vec<PathBuf>, ownership: Ownership) -> Result<Diff> {
         let dirs: Vec<PathBuf> = std::iter::once(upper).chain(lowers).collect();
-        let stack = Stack::open(&dirs, true, ids)?.with_index(work)?;
+        let stack = Stack::open(&dirs, true, ownership)?.with_index(work)?;
         let mut more: BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>> = BTreeMap::new();
         for path in stack.indexed_names()? {
             let mut path = &path[..];

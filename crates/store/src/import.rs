@@ -21,7 +21,6 @@ use crate::error::{Context, Error, Result};
 use crate::ingest::Incoming;
 use crate::journal::Work;
 use crate::manifest::{self, Config, Descriptor};
-use crate::owner::Ids;
 use crate::progress::Counted;
 use crate::stack::Stack;
 use crate::store::Store;
@@ -130,7 +129,7 @@ impl Store {
             Err(Error::NotFound { .. }) => {
                 let i = self.read(|tx| crate::store::find_image(tx, name))?;
                 let dirs = self.layer_dirs(i.layers.last().map(|l| &l.chain))?;
-                Stack::open(&dirs, false, self.ownership.ids())?
+                Stack::open(&dirs, false, self.ownership)?
             }
             Err(e) => return Err(e),
         };
@@ -140,17 +139,12 @@ impl Store {
     /// A container's merged view, without a mount.
     pub(crate) fn container_stack(&self, c: &Container) -> Result<Stack> {
         let work = self.layout.layer(&c.id).join("work");
-        Stack::open(&self.container_dirs(c)?, true, self.ownership.ids())?.with_index(&work)
+        Stack::open(&self.container_dirs(c)?, true, self.ownership)?.with_index(&work)
     }
 
     pub(crate) fn open_diff(&self, c: &Container) -> Result<Diff> {
         let layer = self.layout.layer(&c.id);
-        Diff::open(
-            layer.join("diff"),
-            &layer.join("work"),
-            self.layer_dirs(c.top.as_ref())?,
-            self.ownership.ids(),
-        )
+        Diff::open(layer.join("diff"), &layer.join("work"), self.layer_dirs(c.top.as_ref())?, self.ownership)
     }
 
     fn take_made(
@@ -185,7 +179,7 @@ impl Store {
                 from.display()
             )));
         }
-        let stack = Stack::open(std::slice::from_ref(&from), false, Ids::KEPT)?;
+        let stack = Stack::of_directory(&from, order.ownership)?;
         let task = self.options.progress.task(&format!("importing {}", from.display()), None);
         let to = work.path("layer.tar");
         let (staged, _) = blob::compose(to.clone(), changes.compression.unwrap_or_default(), |out| {

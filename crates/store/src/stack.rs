@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Stat};
 use crate::beneath::{self, Root, join, split};
 use crate::error::{Context, Error, Result};
 use crate::indexed::Index;
-use crate::owner::Ids;
+use crate::owner::{Ids, Ownership};
 use crate::tree::Source;
 
 /// One place on disk: a layer, counted from the top, and a path in it.
@@ -75,17 +75,26 @@ pub struct Stack {
     ids: Ids,
     /// What hard links of the image show, where the upper has an index. As a place it is the layer behind the last.
     index: Option<Index>,
+    /// For each layer whether its records of owners are believed.
+    records: Vec<bool>,
 }
 
 impl Stack {
     /// Opens layers; with `upper` the first is a container's writable one.
-    pub fn open(dirs: &[PathBuf], upper: bool, ids: Ids) -> Result<Stack> {
-        Ok(Stack {
-            roots: dirs.iter().map(|d| Root::open(d)).collect::<Result<_>>()?,
-            upper,
-            ids,
-            index: None,
-        })
+    pub fn open(dirs: &[PathBuf], upper: bool, ownership: Ownership) -> Result<Stack> {
+        let roots = dirs.iter().map(|d| Root::open(d)).collect::<Result<Vec<_>>>()?;
+        let mut records = vec![ownership.believes_layer(); roots.len()];
+        if let (true, Some(first), Some(root)) = (upper, records.first_mut(), roots.first()) {
+            *first = ownership.believes(root)?;
+        }
+        Ok(Stack { roots, upper, ids: ownership.ids(), records, index: None })
+    }
+
+    /// Opens a directory that is not the store's as the only layer.
+    pub fn of_directory(dir: &Path, ownership: Ownership) -> Result<Stack> {
+        let root = Root::open(dir)?;
+        let records = vec![ownership.believes(&root)?];
+        Ok(Stack { roots: vec![root], upper: false, ids: Ids::KEPT, records, index: None })
     }
 
     /// With the index of an upper's work directory.
@@ -120,7 +129,10 @@ impl Stack {
             Some(d) => Some((self.root(d.layer)?, &d.path[..])),
             None => None,
         };
-        Ok(Source { at: (self.root(top.layer)?, &top.path), data, stat: &node.stat, ids: self.ids })
+        // What is in the index, programs wrote like the upper.
+        let layer = if top.layer == self.roots.len() { 0 } else { top.layer };
+        let records = self.records.get(layer).is_some_and(|r| *r);
+        Ok(Source { at: (self.root(top.layer)?, &top.path), data, stat: &node.stat, ids: self.ids, records })
     }
 
     /// A layer's root.

@@ -26,6 +26,8 @@ pub struct Source<'a> {
     pub stat: &'a Stat,
     /// Whose it is, where no record says so.
     pub ids: Ids,
+    /// Whether records of owner and mode are believed there ([`crate::owner::Ownership::believes`]); else they are dropped.
+    pub records: bool,
 }
 
 /// Writes entries, the second name of an inode as a hard link to the first.
@@ -130,7 +132,7 @@ pub fn entry(path: &[u8], from: &Source<'_>) -> Result<Option<Entry>> {
     let mut recorded = None;
     let mut xattrs = Vec::new();
     for (k, v) in all_xattrs(root, rel)? {
-        if k == OVERRIDE {
+        if k == OVERRIDE && from.records {
             if let Ok(o) = OverrideStat::parse(&v) {
                 (uid, gid, mode, recorded) = (o.uid, o.gid, o.mode, o.kind);
             }
@@ -170,16 +172,17 @@ fn all_xattrs(root: &Root, rel: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
 /// An attribute's name as the merged view shows it: the overlay's own and ownership records are not part of
 /// the file, escaped ones lose their escape.
 fn shown(key: &[u8]) -> Option<Vec<u8>> {
-    if key.starts_with(b"user.containers.")
-        || key.starts_with(b"user.fuseoverlayfs.")
-        || key == b"security.selinux"
-    {
+    if is_record(key) || key == b"security.selinux" {
         return None;
     }
     let once = xattr::unescape(Namespace::Trusted, key)?;
     let name = xattr::unescape(Namespace::User, &once)?.into_owned();
-    // An unescaped one would be dropped again when it is unpacked, and must never act there.
-    (!name.windows(9).any(|w| w == b".overlay.")).then_some(name)
+    // Either, unescaped, would be dropped again when it is unpacked, and must never act there.
+    (!is_record(&name) && !name.windows(9).any(|w| w == b".overlay.")).then_some(name)
+}
+
+fn is_record(key: &[u8]) -> bool {
+    key.starts_with(b"user.containers.") || key.starts_with(b"user.fuseoverlayfs.")
 }
 
 fn link_text(root: &Root, rel: &[u8]) -> Result<Vec<u8>> {

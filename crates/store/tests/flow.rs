@@ -511,3 +511,60 @@ fn save_writes_into_a_pipe_and_through_a_link_and_replaces_neither() {
     save(Path::new("/dev/null"));
     assert!(fs::symlink_metadata("/dev/null").unwrap().file_type().is_char_device());
 }
+
+/// What a program in a container says of its own files' owners is nobody's business: the kernel's overlay passes the attribute
+/// on to the upper, and no store of root's has it from elsewhere.
+#[test]
+fn records_of_owners_that_a_program_set_on_its_files_are_dropped() {
+    if !is_root() {
+        return;
+    }
+    let h = Home::new();
+    h.import(&tar(&[dir("."), dir("home").owner(1000, 1000)]), "base:1").unwrap();
+    h.store.create("base:1", Some("c1"), None).unwrap();
+    let m = h.store.mount("c1", Backend::Kernel).unwrap();
+    set_records(&m.join("home"));
+    h.store.unmount("c1", false).unwrap();
+
+    let mut exported = Vec::new();
+    h.store.export("c1", &mut exported).unwrap();
+    let committed = commit(&h, "c1", "base:2");
+    let imported = h.import(&exported, "base:3").unwrap();
+    h.store.mount("c1", Backend::Copy).unwrap();
+    let of = |root: &Path| {
+        let (t, name) = (tree(root), |n: &str| root.join("home").join(n));
+        assert!(fs::metadata(name("dev")).unwrap().is_file(), "{}", root.display());
+        let list = rustix::fs::llistxattr(name("evil"), &mut [0u8; 0][..]);
+        assert_eq!(list.unwrap(), 0, "{}: no attribute is left of it", root.display());
+        (t["home/evil"].clone(), t["home/dev"].clone(), t["home"].split(' ').nth(1).unwrap().to_owned())
+    };
+    let seen = of(&h.store.merged(&h.store.container("c1").unwrap()));
+    assert!(seen.0.starts_with("100644 1000:1000 ") && seen.1.starts_with("100644 1000:1000 "), "{seen:?}");
+    assert_eq!(seen.2, "1000:1000");
+    assert_eq!(of(&h.top(&committed)), seen);
+    assert_eq!(of(&h.top(&imported)), seen);
+    h.store.unmount("c1", false).unwrap();
+    assert!(h.store.check(plyfs_store::CheckOptions::default()).unwrap().is_empty());
+}
+
+/// In a thread that is user 1000, whose directory `home` is.
+fn set_records(home: &Path) {
+    use rustix::fs::{Mode, OFlags, XattrFlags};
+    let dir = fs::File::open(home).unwrap();
+    let user = move || {
+        rustix::thread::set_thread_groups(&[]).unwrap();
+        let gid = rustix::process::Gid::from_raw(1000);
+        rustix::thread::set_thread_res_gid(gid, gid, gid).unwrap();
+        let uid = rustix::process::Uid::from_raw(1000);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        for (name, record) in [("evil", "0:0:0104755"), ("dev", "1000:1000:060666:block-254-0")] {
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::EXCL;
+            let f = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644)).unwrap();
+            let key = "user.containers.override_stat";
+            rustix::fs::fsetxattr(&f, key, record.as_bytes(), XattrFlags::empty()).unwrap();
+        }
+        rustix::fs::fsetxattr(&dir, "user.containers.override_stat", b"0:0:755", XattrFlags::empty())
+            .unwrap();
+    };
+    std::thread::spawn(user).join().unwrap();
+}
