@@ -110,7 +110,7 @@ impl Store {
     }
 }
 
-/// How many layers are unpacked at a time.
+/// How many layers are unpacked at a time: as many as there are cores, but four at most.
 pub(crate) fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from).min(4)
 }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 
@@ -51,23 +52,22 @@ impl Compression {
 
 /// Reads `inner` uncompressed, whatever it is compressed with.
 pub fn decoder<'a>(inner: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut r = BufReader::with_capacity(256 << 10, inner);
-    Ok(match Compression::detect(r.fill_buf()?) {
-        Compression::Zstd => zstd(r, ZSTD_WINDOW_LOG)?,
+    let mut r = Peeked::new(inner);
+    Ok(match Compression::detect(r.peek()?) {
+        Compression::Zstd => {
+            let mut d = zstd::Decoder::with_buffer(r)?;
+            d.window_log_max(ZSTD_WINDOW_LOG)?;
+            Box::new(d)
+        }
         how => simple(r, how),
     })
 }
 
-/// The same for one of several layers: of those with a large window, one at a time, so that memory stays bounded.
+/// The same for one of several layers: of those in a frame with a large window, one at a time, so that memory stays bounded.
 pub fn layer_decoder<'a>(inner: impl Read + Send + 'a) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut r = BufReader::with_capacity(256 << 10, inner);
-    let head = r.fill_buf()?;
-    Ok(match Compression::detect(head) {
-        Compression::Zstd if zstd_window(head).is_some_and(|n| n > 1 << ZSTD_COMMON_LOG) => {
-            let turn = Turn::take();
-            Box::new(InTurn { inner: zstd(r, ZSTD_WINDOW_LOG)?, _turn: turn })
-        }
-        Compression::Zstd => zstd(r, ZSTD_COMMON_LOG)?,
+    let mut r = Peeked::new(inner);
+    Ok(match Compression::detect(r.peek()?) {
+        Compression::Zstd => Box::new(Frames::Between(r)),
         how => simple(r, how),
     })
 }
@@ -84,18 +84,107 @@ fn simple<'a>(r: impl BufRead + Send + 'a, how: Compression) -> Box<dyn Read + S
     }
 }
 
-fn zstd<'a>(r: impl BufRead + Send + 'a, window: u32) -> io::Result<Box<dyn Read + Send + 'a>> {
-    let mut d = zstd::Decoder::with_buffer(r)?;
-    d.window_log_max(window)?;
-    Ok(Box::new(d))
+/// The bytes of a frame's header that say its window: magic, descriptor, window, dictionary, size of the content.
+const PEEK: usize = 4 + 1 + 1 + 4 + 8;
+
+/// A stream whose next bytes can be looked at, in however small pieces it comes.
+struct Peeked<R> {
+    head: [u8; PEEK],
+    /// Where in `head` the bytes are that were looked at and not yet read.
+    ahead: Range<usize>,
+    inner: BufReader<R>,
 }
 
-/// The window that the first frame asks for (RFC 8878, 3.1.1.1); none if it is not within `head`.
-fn zstd_window(mut head: &[u8]) -> Option<u64> {
-    // Frames that decoders skip: a length, and as many bytes.
-    while let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, rest @ ..] = head {
-        head = rest.get(usize::try_from(u32::from_le_bytes([*a, *b, *c, *d])).ok()?..)?;
+impl<R: Read> Peeked<R> {
+    fn new(inner: R) -> Peeked<R> {
+        Peeked { head: [0; PEEK], ahead: 0..0, inner: BufReader::with_capacity(256 << 10, inner) }
     }
+
+    /// The next bytes; fewer than [`PEEK`] only where the stream ends.
+    fn peek(&mut self) -> io::Result<&[u8]> {
+        self.head.copy_within(self.ahead.clone(), 0);
+        self.ahead = 0..self.ahead.len();
+        let room = self.head.get_mut(self.ahead.end..).unwrap_or_default();
+        self.ahead.end += read_full(&mut self.inner, room)?;
+        Ok(self.head.get(self.ahead.clone()).unwrap_or_default())
+    }
+}
+
+impl<R: Read> Read for Peeked<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.ahead.is_empty() {
+            return self.inner.read(buf);
+        }
+        let n = self.fill_buf()?.read(buf)?;
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+impl<R: Read> BufRead for Peeked<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        match self.head.get(self.ahead.clone()) {
+            Some(head) if !head.is_empty() => Ok(head),
+            _ => self.inner.fill_buf(),
+        }
+    }
+
+    fn consume(&mut self, n: usize) {
+        if self.ahead.is_empty() {
+            self.inner.consume(n);
+        } else {
+            self.ahead.start += n.min(self.ahead.len());
+        }
+    }
+}
+
+/// The frames of a zstd stream, each with the window that it asks for: zstd:chunked makes one of every file, and others have
+/// large windows only after the first.
+enum Frames<'a, R: Read> {
+    Between(Peeked<R>),
+    Within(zstd::Decoder<'a, Peeked<R>>, Option<Turn>),
+    Failed,
+}
+
+impl<R: Read> Frames<'_, R> {
+    fn next_frame(mut r: Peeked<R>) -> io::Result<Self> {
+        let large = zstd_window(r.peek()?).is_some_and(|n| n > 1 << ZSTD_COMMON_LOG);
+        let turn = large.then(Turn::take);
+        let mut d = zstd::Decoder::with_buffer(r)?.single_frame();
+        d.window_log_max(if large { ZSTD_WINDOW_LOG } else { ZSTD_COMMON_LOG })?;
+        Ok(Frames::Within(d, turn))
+    }
+}
+
+impl<R: Read> Read for Frames<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            *self = match std::mem::replace(self, Frames::Failed) {
+                Frames::Between(mut r) => {
+                    if r.peek()?.is_empty() {
+                        *self = Frames::Between(r);
+                        return Ok(0);
+                    }
+                    Frames::next_frame(r)?
+                }
+                Frames::Within(mut d, turn) => match d.read(buf)? {
+                    0 => Frames::Between(d.finish()),
+                    n => {
+                        *self = Frames::Within(d, turn);
+                        return Ok(n);
+                    }
+                },
+                Frames::Failed => return Err(io::Error::other("read again after a failure")),
+            };
+        }
+    }
+}
+
+/// The window that a frame asks for (RFC 8878, 3.1.1.1); none if `head` is no start of one with content.
+fn zstd_window(head: &[u8]) -> Option<u64> {
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else { return None };
     if descriptor & 0x20 == 0 {
         let window = rest.first()?;
@@ -114,7 +203,7 @@ fn zstd_window(mut head: &[u8]) -> Option<u64> {
     }
 }
 
-/// The right to use a large window, which one layer of this process has at a time.
+/// The right to use a large window, which one layer of this process has at a time, until the frame ends.
 struct Turn;
 
 static TAKEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
@@ -131,17 +220,6 @@ impl Drop for Turn {
     fn drop(&mut self) {
         *TAKEN.0.lock().unwrap_or_else(PoisonError::into_inner) = false;
         TAKEN.1.notify_one();
-    }
-}
-
-struct InTurn<R> {
-    inner: R,
-    _turn: Turn,
-}
-
-impl<R: Read> Read for InTurn<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buf)
     }
 }
 
@@ -259,24 +337,81 @@ pub fn digest_file(path: &Path) -> Result<(Digest, u64)> {
 mod tests {
     use super::*;
 
+    /// A zstd stream of one frame.
+    fn frame(data: &[u8], level: i32, log: u32, known: bool) -> Vec<u8> {
+        let mut e = zstd::Encoder::new(Vec::new(), level).unwrap();
+        e.window_log(log).unwrap();
+        if known {
+            e.set_pledged_src_size(Some(data.len() as u64)).unwrap();
+            e.include_contentsize(true).unwrap();
+        }
+        e.write_all(data).unwrap();
+        e.finish().unwrap()
+    }
+
     #[test]
-    fn the_window_of_a_zstd_stream_is_read_from_its_first_frame() {
+    fn the_window_of_a_zstd_frame_is_read_from_its_header() {
         let window = |level: i32, log: u32, known: bool| {
-            let mut e = zstd::Encoder::new(Vec::new(), level).unwrap();
-            e.window_log(log).unwrap();
-            if known {
-                e.set_pledged_src_size(Some(70_000)).unwrap();
-                e.include_contentsize(true).unwrap();
-            }
-            e.write_all(&vec![7; 70_000]).unwrap();
-            let stream = e.finish().unwrap();
-            let skipped = [&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3], &stream[..]].concat();
-            assert_eq!(zstd_window(&skipped), zstd_window(&stream));
-            zstd_window(&stream).unwrap()
+            zstd_window(&frame(&vec![7; 70_000], level, log, known)[..PEEK]).unwrap()
         };
         assert_eq!(window(3, 20, false), 1 << 20);
         assert_eq!(window(19, 25, false), 1 << 25);
         assert!((70_000..1 << 20).contains(&window(3, 20, true)));
         assert_eq!(zstd_window(b"no zstd"), None);
+        assert_eq!(zstd_window(&[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]), None);
+    }
+
+    /// A stream that comes in pieces of `n` bytes.
+    struct Pieces<'a>(&'a [u8], usize);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let n = self.1.min(buf.len());
+            self.0.read(&mut buf[..n])
+        }
+    }
+
+    fn decoded(stream: &[u8], piece: usize) -> io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        layer_decoder(Pieces(stream, piece))?.read_to_end(&mut out)?;
+        let mut whole = Vec::new();
+        decoder(Pieces(stream, piece))?.read_to_end(&mut whole)?;
+        assert_eq!(out, whole);
+        Ok(out)
+    }
+
+    #[test]
+    fn a_stream_is_known_in_however_small_pieces_it_comes() {
+        let data: Vec<u8> = (0..2000u32).flat_map(u32::to_le_bytes).collect();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&data).unwrap();
+        for stream in [gzip.finish().unwrap(), frame(&data, 3, 20, false), data.clone(), vec![1], Vec::new()]
+        {
+            let want = if stream.len() < 2 { &stream } else { &data };
+            for piece in [1, 3, usize::MAX] {
+                assert_eq!(&decoded(&stream, piece).unwrap(), want);
+            }
+        }
+    }
+
+    #[test]
+    fn any_frame_of_a_zstd_stream_may_have_a_large_window() {
+        let large: Vec<u8> =
+            (0..3u32 << 20).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+        let skipped: &[u8] = &[0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
+        let (one, two) = (frame(b"one", 1, 10, true), frame(&large, 1, 26, false));
+        assert_eq!(zstd_window(&two), Some(1 << 26));
+        let stream = [skipped, &one, &two, &frame(b"", 1, 10, false), &two, skipped, &one].concat();
+        let want = [b"one", &large[..], &large, b"one"].concat();
+        assert!(decoded(&stream, usize::MAX).unwrap() == want);
+        // Two at a time wait for each other and for nobody else.
+        std::thread::scope(|s| {
+            for _ in 0..2 {
+                s.spawn(|| assert!(decoded(&stream, 1 << 16).unwrap() == want));
+            }
+        });
+        assert!(decoded(&stream[..stream.len() - 1], 1 << 16).is_err(), "cut off");
+        assert!(decoded(&[&one[..], b"garbage"].concat(), 1 << 16).is_err());
+        assert!(decoded(&frame(b"x", 1, 27, false), 1 << 16).is_err(), "more than is allowed");
     }
 }

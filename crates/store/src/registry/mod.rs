@@ -83,7 +83,7 @@ impl Store {
         Err(Error::invalid("index", "indexes nest too deep"))
     }
 
-    /// Downloads the layers that are not here, several at a time, and unpacks as many of them meanwhile as there are cores.
+    /// Downloads the layers that are not here, several at a time, and unpacks [`ahead::workers`] of them meanwhile.
     fn fetch_layers(
         &self,
         work: &Work,
