@@ -2,15 +2,14 @@
 //! line and by docker's exit codes (127 missing, 126 not executable), whatever the runtime says and exits with.
 //!
 //! Owns the search along PATH inside a root. Its answer is a courtesy: where it cannot know (a volume covers the place, an
-//! unusual root), it says nothing and the runtime decides.
+//! unusual root, a file that some may execute, by its mode or an ACL), it says nothing and the runtime decides.
 
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde_json::Value;
 
-use super::user::User;
 use crate::beneath::{self, Root};
 use crate::error::{Error, Result};
 
@@ -20,8 +19,6 @@ pub struct Start<'a> {
     pub root: &'a Root,
     /// What is mounted over parts of that root.
     pub covered: &'a [PathBuf],
-    /// Who it runs as.
-    pub user: &'a User,
 }
 
 impl Start<'_> {
@@ -66,7 +63,11 @@ impl Start<'_> {
             Ok(st) if beneath::kind(&st) == rustix::fs::FileType::Directory => {
                 Found::NotExecutable("is a directory")
             }
-            Ok(st) if !self.may_execute(&st) => Found::NotExecutable("permission denied"),
+            Ok(st) if beneath::kind(&st) != rustix::fs::FileType::RegularFile => {
+                Found::NotExecutable("is not a regular file")
+            }
+            // Nobody may execute it, and no ACL lets anybody: its mask would show here.
+            Ok(st) if st.st_mode & 0o111 == 0 => Found::NotExecutable("permission denied"),
             Ok(_) => Found::Program,
             Err(Errno::NOENT | Errno::NOTDIR) if self.covered.is_empty() => Found::Nothing,
             Err(Errno::NOENT | Errno::NOTDIR) => self.nothing_unless_linked(&relative),
@@ -84,18 +85,6 @@ impl Start<'_> {
             true => Found::Unknown,
             false => Found::Nothing,
         }
-    }
-
-    fn may_execute(&self, st: &Stat) -> bool {
-        let u = self.user;
-        let bits = match (u.uid, st.st_gid) {
-            // Root may execute what anybody may.
-            (0, _) => 0o111,
-            (uid, _) if uid == st.st_uid => 0o100,
-            (_, gid) if gid == u.gid || u.groups.contains(&gid) => 0o010,
-            _ => 0o001,
-        };
-        st.st_mode & bits != 0
     }
 }
 
@@ -117,21 +106,21 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         fs::create_dir_all(t.path().join("usr/bin")).unwrap();
         symlink("/usr/bin", t.path().join("bin")).unwrap();
-        for (name, mode) in [("sh", 0o755), ("plain", 0o644), ("mine", 0o700)] {
+        for (name, mode) in [("sh", 0o755), ("plain", 0o644), ("mine", 0o700), ("listed", 0o610)] {
             fs::write(t.path().join("usr/bin").join(name), "").unwrap();
             fs::set_permissions(t.path().join("usr/bin").join(name), fs::Permissions::from_mode(mode))
                 .unwrap();
         }
+        drop(std::os::unix::net::UnixListener::bind(t.path().join("usr/bin/socket")).unwrap());
         symlink("/vol/tool", t.path().join("usr/bin/tool")).unwrap();
         t
     }
 
-    fn code(program: &str, covered: &[PathBuf], uid: u32) -> i32 {
+    fn code(program: &str, covered: &[PathBuf]) -> i32 {
         let t = root();
         let root = Root::open(t.path()).unwrap();
-        let user = User { uid, gid: uid, ..User::default() };
         let p = json!({"args": [program], "env": ["PATH=/sbin:/bin"], "cwd": "/"});
-        match (Start { root: &root, covered, user: &user }).require(&p) {
+        match (Start { root: &root, covered }).require(&p) {
             Ok(()) => 0,
             Err(e) => i32::from(e.exit_code()),
         }
@@ -149,19 +138,23 @@ mod tests {
             ("plain", 127),
             ("/bin/plain", 126),
             ("/usr", 126),
+            ("/bin/socket", 126),
+            // Whether this user may, an ACL can say too.
+            ("/bin/mine", 0),
+            ("/bin/listed", 0),
+            ("listed", 0),
             ("/bin/tool", 127),
             ("", 127),
         ] {
-            assert_eq!(code(program, &[], 0), want, "{program}");
+            assert_eq!(code(program, &[]), want, "{program}");
         }
-        assert_eq!((code("/bin/mine", &[], 0), code("/bin/mine", &[], 33)), (0, 126));
     }
 
     #[test]
     fn what_a_volume_may_hold_is_left_to_the_runtime() {
         let vol = [PathBuf::from("/vol")];
-        assert_eq!(code("/vol/x", &vol, 0), 0);
-        assert_eq!(code("/bin/tool", &vol, 0), 0);
-        assert_eq!(code("/usr/nosuch", &vol, 0), 127);
+        assert_eq!(code("/vol/x", &vol), 0);
+        assert_eq!(code("/bin/tool", &vol), 0);
+        assert_eq!(code("/usr/nosuch", &vol), 127);
     }
 }

@@ -22,7 +22,6 @@ use crate::error::{Context, Error, Result};
 use crate::mount::Backend;
 use crate::store::Store;
 use command::Start;
-use user::User;
 
 /// Which network a container has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -210,7 +209,7 @@ impl Store {
             run.arg("--tty");
         }
         let user = o.user.as_ref().map(|u| user::resolve(&Root::open(&self.merged(&c))?, u)).transpose()?;
-        self.require_in_running(&c, cmd, o, user.as_ref())?;
+        self.require_in_running(&c, cmd, o)?;
         if let Some(u) = user {
             run.arg("--user").arg(format!("{}:{}", u.uid, u.gid));
         }
@@ -228,13 +227,7 @@ impl Store {
     }
 
     /// Fails if the running container has no such program: its root is looked at as its first process sees it.
-    fn require_in_running(
-        &self,
-        c: &Container,
-        cmd: &[String],
-        o: &RunOptions,
-        user: Option<&User>,
-    ) -> Result<()> {
+    fn require_in_running(&self, c: &Container, cmd: &[String], o: &RunOptions) -> Result<()> {
         let State::Running(pid) = self.state(c)? else { return Ok(()) };
         // The dot: the link itself is not to be opened. Who may not look leaves it to the runtime.
         let Ok(root) = Root::open(&PathBuf::from(format!("/proc/{pid}/root/."))) else { return Ok(()) };
@@ -246,8 +239,7 @@ impl Store {
         let cwd =
             o.workdir.clone().map_or_else(|| first.get("cwd").cloned().unwrap_or_default(), Value::from);
         let process = serde_json::json!({"args": cmd, "env": env, "cwd": cwd});
-        let user = user.cloned().unwrap_or_else(|| spec_user(&first));
-        Start { root: &root, covered: &[], user: &user }.require(&process)
+        Start { root: &root, covered: &[] }.require(&process)
     }
 
     /// Ends a running container: asked first, killed after `patience`.
@@ -324,20 +316,7 @@ fn require_command(merged: &Path, spec: &Value) -> Result<()> {
     let covered: Vec<PathBuf> =
         mounts.filter_map(|m| m.get("destination")?.as_str()).map(PathBuf::from).collect();
     let process = spec.get("process").cloned().unwrap_or_default();
-    Start { root: &root, covered: &covered, user: &spec_user(&process) }.require(&process)
-}
-
-/// The numbers of a runtime-spec's process.
-fn spec_user(process: &Value) -> User {
-    let number = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
-    let id = |key: &str| process.pointer(key).and_then(number).unwrap_or(0);
-    let more = process.pointer("/user/additionalGids").and_then(Value::as_array);
-    User {
-        uid: id("/user/uid"),
-        gid: id("/user/gid"),
-        groups: more.into_iter().flatten().filter_map(number).collect(),
-        home: None,
-    }
+    Start { root: &root, covered: &covered }.require(&process)
 }
 
 struct How {
