@@ -42,6 +42,11 @@ pub fn mount(
     source: Option<&OsStr>,
 ) -> Outcome<Session> {
     let overlay = Overlay::assemble(spec, settings).map_err(|error| Failure::new(error.to_string()))?;
+    if spec.options.nfs_export == Some(true) && !overlay.handles_last() {
+        eprintln!(
+            "plyfs: nfs_export=on is off for this mount: it needs root (CAP_DAC_READ_SEARCH) and layers whose files have handles"
+        );
+    }
     let mut options = session_options(spec);
     if let Some(source) = source {
         options.source = source.to_string_lossy().into_owned();

@@ -220,6 +220,12 @@ impl Overlay {
         })
     }
 
+    /// Whether file handles last (`nfs_export=on`): it is off where the layers or this process's privileges do not allow it.
+    #[must_use]
+    pub fn handles_last(&self) -> bool {
+        self.export.is_some()
+    }
+
     /// Has `observer` told what a front end that remembers answers must forget. It is called during operations, without
     /// locks held, before they return. Only the first observer counts.
     pub fn observe(&self, observer: impl Fn(Stale) + Send + Sync + 'static) {
