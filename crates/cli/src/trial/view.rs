@@ -40,17 +40,35 @@ pub fn renew_sys() -> Outcome<()> {
             below.push(mount.target);
         }
     }
+    replace_sys(sys, &below)
+}
+
+/// A mask over a part of /sys must not be lost: either all that is in `below` comes with the new one, or the old one stays.
+fn replace_sys(sys: &Path, below: &[PathBuf]) -> Outcome<()> {
     let recursive = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE;
-    let copies: Vec<_> =
-        below.into_iter().map(|path| (mount::open_tree(CWD, &path, recursive), path)).collect();
+    let mut copies = Vec::new();
+    for path in below {
+        match mount::open_tree(CWD, path, recursive) {
+            Ok(copy) => copies.push((copy, path)),
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "cannot be copied: the view's /sys shows the machine's network");
+                return Ok(());
+            }
+        }
+    }
     let safe = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if let Err(error) = mount::mount(c"sysfs", sys, c"sysfs", safe, b"") {
         tracing::debug!(%error, "no new /sys for the view's network: it shows the machine's");
         return Ok(());
     }
     for (copy, path) in copies {
-        if let Err(error) = copy.and_then(|copy| mount::attach(&copy, CWD, &path)) {
-            tracing::debug!(%error, path = %path.display(), "not in the view's new /sys");
+        match mount::attach(&copy, CWD, path) {
+            // What the new one lacks shows nothing either.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => {
+                tracing::debug!(%error, path = %path.display(), "not in a new /sys: the view's shows the machine's network");
+                return mount::unmount_detached(sys).context(|| "cannot take the new /sys away".to_owned());
+            }
         }
     }
     Ok(())
@@ -132,4 +150,46 @@ pub fn make_proc(view: &Path) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use plyfs_sys::mount::{MountPropagationFlags, Namespaces};
+
+    /// In a thread with mounts of its own.
+    #[test]
+    fn a_mask_over_a_part_of_sys_is_never_lost() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root, for mounts");
+            return;
+        }
+        let test = || {
+            mount::unshare(Namespaces { mount: true, ..Namespaces::default() }).unwrap();
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount::set_propagation(Path::new("/"), private).unwrap();
+            let place = tempfile::tempdir().unwrap();
+            let (sys, masked) = (place.path(), place.path().join("kernel"));
+            let none = MountFlags::empty();
+            mount::mount(c"sysfs", sys, c"sysfs", none, b"").unwrap();
+            mount::mount(c"mask", &masked, c"tmpfs", none, b"").unwrap();
+            // As in a view: a sysfs of the same network is not mounted over itself.
+            mount::unshare(Namespaces { network: true, ..Namespaces::default() }).unwrap();
+            let shown = || (mount::mount_id(sys).unwrap(), std::fs::read_dir(&masked).unwrap().count());
+            let old = shown();
+            assert_eq!(old.1, 0, "the mask is empty");
+            replace_sys(sys, std::slice::from_ref(&masked)).unwrap();
+            let new = shown();
+            assert!(new.0 != old.0 && new.1 == 0, "the mask comes with the new one");
+            // Of such a mount there are no copies.
+            mount::set_propagation(&masked, MountPropagationFlags::UNBINDABLE).unwrap();
+            mount::unshare(Namespaces { network: true, ..Namespaces::default() }).unwrap();
+            replace_sys(sys, std::slice::from_ref(&masked)).unwrap();
+            assert_eq!(shown(), new, "the old one stays");
+            for _ in 0..2 {
+                mount::unmount_detached(sys).unwrap();
+            }
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 }
