@@ -1,7 +1,7 @@
 //! What the fuzz targets do with bytes: one function a target, each of which panics where a promise is broken.
 //!
 //! `fuzz/` gives them to libFuzzer, which finds new inputs (a nightly compiler; `cargo xtask fuzz`). The tests here give
-//! them the seeds in `seeds/` and [`mutate`]d ones, for some seconds, on any compiler. Seeds named `found-…` are inputs
+//! them the seeds in `seeds/` and changed ones ([`mutate()`]), for some seconds, on any compiler. Seeds named `found-…` are inputs
 //! that once broke something.
 
 mod format;
