@@ -53,6 +53,7 @@ fn each_way(test: &str, change: Change) {
 fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static str, change: Change) {
     let Ok(features) = option.parse::<Features>();
     let conditions = Conditions { space, features: &features };
+    let options: Vec<&str> = features.options().iter().map(String::as_str).collect();
     let needs = [Need::Root, Need::Fuse, Need::Filesystem("overlay"), Need::Tool("unshare")];
     if Space::current().is_none() && !met(&needs) {
         return;
@@ -62,7 +63,7 @@ fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static 
         let backing = Backing::new(Kind::Tmpfs).unwrap();
         for (writer, reader) in [(Driver::Kernel, plyfs.clone()), (plyfs, Driver::Kernel)] {
             let clock = Clock::start();
-            let mut union = Union::new(&writer, backing.path(), &layers(namespace), &[option]).unwrap();
+            let mut union = Union::new(&writer, backing.path(), &layers(namespace), &options).unwrap();
             change(union.merged());
             let written = union.snapshot(clock).unwrap();
             union.remount_with(&reader).unwrap();
@@ -81,7 +82,7 @@ fn both_spaces(test: &str, space: Space, namespace: Namespace, option: &'static 
             }
             let mut moved = plyfs_testkit::compare::moved_inodes(&again, &read);
             // In a user namespace the kernel does not resolve the origin of what was copied up, and plyfs does.
-            moved.retain(|_| namespace == Namespace::Trusted);
+            moved.retain(|_| space == Space::Mounts);
             assert!(moved.is_empty(), "{writer} and {reader} number inodes differently: {moved:#?}");
             union.unmount().unwrap();
         }
@@ -222,5 +223,40 @@ fn changes_in_a_user_namespace() {
         fs::create_dir(root.join("tree")).unwrap();
         fs::rename(root.join("opaque"), root.join("renamed")).unwrap_err();
         symlink("x", root.join("symlink")).unwrap();
+    });
+}
+
+#[test]
+fn copies_of_attributes_alone() {
+    let options = "redirect_dir=on,metacopy=on";
+    both_spaces("copies_of_attributes_alone", Space::Mounts, Namespace::Trusted, options, |root| {
+        fs::set_permissions(root.join("d/two"), PermissionsExt::from_mode(0o600)).unwrap();
+        fs::rename(root.join("d/two"), root.join("d/near")).unwrap();
+        fs::rename(root.join("d/sub/deep"), root.join("far")).unwrap();
+        fs::rename(root.join("d"), root.join("moved")).unwrap();
+        fs::hard_link(root.join("moved/near"), root.join("tree/link")).unwrap();
+        fs::write(root.join("moved/one"), "with data").unwrap();
+    });
+}
+
+#[test]
+fn names_in_the_index() {
+    let options = "redirect_dir=on,index=on";
+    both_spaces("names_in_the_index", Space::Mounts, Namespace::Trusted, options, |root| {
+        fs::write(root.join("d/link"), "by one name").unwrap();
+        assert_eq!(fs::read_to_string(root.join("d/linked")).unwrap(), "by one name");
+        fs::hard_link(root.join("d/linked"), root.join("tree/third")).unwrap();
+        fs::remove_file(root.join("d/link")).unwrap();
+    });
+}
+
+#[test]
+fn user_attributes_of_a_mount_of_root() {
+    let options = "userxattr,redirect_dir=nofollow,index=on";
+    both_spaces("user_attributes_of_a_mount_of_root", Space::Mounts, Namespace::User, options, |root| {
+        fs::remove_dir_all(root.join("tree")).unwrap();
+        fs::create_dir(root.join("tree")).unwrap();
+        fs::write(root.join("d/linked"), "changed").unwrap();
+        fs::rename(root.join("d/two"), root.join("opaque/two")).unwrap();
     });
 }
