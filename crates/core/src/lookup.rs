@@ -169,7 +169,8 @@ impl Overlay {
             self.table.get(*id).is_none_or(|node| !is_dir && !node.is_dir() || !is_alive(&node))
         });
         let linked = match &found.object {
-            Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 => {
+            // Names that still lie below do not count in upper.
+            Object::UpperLeaf { upper, .. } if found.stat.nlink > 1 || upper.index.is_some() => {
                 Some(self.link_key(upper.ino, found.ino))
             }
             Object::LowerLeaf(lower) if self.is_indexed(lower) => Some(found.ino),

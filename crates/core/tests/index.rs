@@ -119,6 +119,21 @@ fn a_name_can_be_moved_out_of_a_directory_that_only_another_name_would_have_copi
 }
 
 #[test]
+fn names_that_only_the_index_leads_to_are_one_file() {
+    if !root_here() {
+        return;
+    }
+    let stack = linked();
+    let overlay = stack.open("index=on");
+    // The copy is made for the name that goes: none is left in upper but that in the index.
+    overlay.unlink(NodeId::ROOT, b"a").unwrap();
+    assert_eq!(walk(&overlay, "b").unwrap(), walk(&overlay, "d/c").unwrap());
+    let ino = attr(&overlay, "b").ino;
+    overlay.rename(walk(&overlay, "d").unwrap(), b"x", NodeId::ROOT, b"b", 0).unwrap();
+    check(&overlay, &["d/c"], "old", ino);
+}
+
+#[test]
 fn an_open_file_outlives_its_last_name() {
     if !root_here() {
         return;
