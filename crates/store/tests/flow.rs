@@ -195,6 +195,15 @@ fn the_same_changes_give_the_same_digest() {
     assert_ne!(a.layers[1].blob, z.layers[1].blob);
 }
 
+/// Commits "c1" and shows what a container of that image has.
+fn view_of_commit(h: &Home) -> BTreeMap<String, String> {
+    commit(h, "c1", "base:2");
+    h.store.create("base:2", Some("c2"), None).unwrap();
+    let now = tree(&h.store.mount("c2", Backend::Kernel).unwrap());
+    h.store.unmount("c2", false).unwrap();
+    now
+}
+
 /// Redirects and metacopies in an upper, as a kernel with these features on leaves them.
 #[test]
 fn redirects_and_metacopies_are_committed_as_the_merged_view_shows_them() {
@@ -234,12 +243,7 @@ fn redirects_and_metacopies_are_committed_as_the_merged_view_shows_them() {
         has("moved", "redirect") && has("etc/renamed", "metacopy"),
         "the kernel made what is to be tested"
     );
-    commit(&h, "c1", "base:2");
-    h.store.create("base:2", Some("c2"), None).unwrap();
-    let again = h.store.mount("c2", Backend::Kernel).unwrap();
-    let now = tree(&again);
-    h.store.unmount("c2", false).unwrap();
-    assert_eq!(now, seen);
+    assert_eq!(view_of_commit(&h), seen);
     let listed = changes_of(&h, "c1");
     for want in [
         "A /moved",
@@ -305,12 +309,7 @@ fn indexed_hard_links_are_committed_as_the_merged_view_shows_them() {
     let seen = tree(&m);
     rustix::mount::unmount(&m, rustix::mount::UnmountFlags::empty()).unwrap();
     assert!(fs::read_dir(d.join("work/index")).unwrap().count() >= 3, "the kernel made what is to be tested");
-    commit(&h, "c1", "base:2");
-    h.store.create("base:2", Some("c2"), None).unwrap();
-    let again = h.store.mount("c2", Backend::Kernel).unwrap();
-    let now = tree(&again);
-    h.store.unmount("c2", false).unwrap();
-    assert_eq!(now, seen);
+    assert_eq!(view_of_commit(&h), seen);
     let listed = changes_of(&h, "c1");
     for want in [
         "C /a/one",

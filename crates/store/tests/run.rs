@@ -109,12 +109,8 @@ fn what_a_container_wrote_stays_until_it_is_removed() {
     h.store.remove_container("c", false).unwrap();
 }
 
-#[test]
-fn a_running_container_takes_commands_and_is_stopped() {
-    if !can_run() {
-        return;
-    }
-    let h = home();
+/// Does something beside a running container "c", and stops it.
+fn while_sleeping(h: &Home, body: impl FnOnce()) {
     let o = RunOptions {
         name: Some("c".into()),
         cmd: ["sleep", "100"].map(str::to_owned).to_vec(),
@@ -130,10 +126,21 @@ fn a_running_container_takes_commands_and_is_stopped() {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+        body();
+        h.store.stop("c", Duration::from_millis(200)).unwrap();
+    });
+}
+
+#[test]
+fn a_running_container_takes_commands_and_is_stopped() {
+    if !can_run() {
+        return;
+    }
+    let h = home();
+    while_sleeping(&h, || {
         let exec = ["/bin/sh", "-c", "exit 9"].map(str::to_owned);
         assert_eq!(h.store.exec("c", &exec, &RunOptions::default()).unwrap(), 9);
         assert_eq!(h.store.remove_container("c", false).unwrap_err().kind(), "in-use");
-        h.store.stop("c", Duration::from_millis(200)).unwrap();
     });
     assert!(matches!(h.store.state(&h.store.container("c").unwrap()).unwrap(), State::Exited(_)));
 }
@@ -151,28 +158,13 @@ fn a_command_that_is_not_there_is_127_and_one_that_may_not_be_executed_126() {
         assert!(e.to_string().contains(cmd) && !e.to_string().contains('\n'), "{e}");
         assert!(h.store.containers().unwrap().is_empty(), "nothing is left of it");
     }
-    let o = RunOptions {
-        name: Some("c".into()),
-        cmd: ["sleep", "100"].map(str::to_owned).to_vec(),
-        ..RunOptions::default()
-    };
-    let c = h.store.prepare("box:1", &o).unwrap();
-    let log = h.path("log");
-    std::thread::scope(|s| {
-        s.spawn(|| h.store.supervise(&c.id, Some(&log)).unwrap());
-        for _ in 0..500 {
-            if matches!(h.store.state(&c).unwrap(), State::Running(_)) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    while_sleeping(&h, || {
         for (cmd, code) in [("nosuch", 127), ("/etc/passwd", 126)] {
             let e = h.store.exec("c", &[cmd.into()], &RunOptions::default()).unwrap_err();
             assert_eq!(e.exit_code(), code, "{e}");
         }
         let o = RunOptions { env: vec!["PATH=/etc:/bin".into()], ..RunOptions::default() };
         assert_eq!(h.store.exec("c", &["pwd".into()], &o).unwrap(), 0);
-        h.store.stop("c", Duration::from_millis(200)).unwrap();
     });
 }
 

@@ -281,13 +281,10 @@ impl Dir {
         handle::filesystem_uuid(self.reopen()?.as_fd())
     }
 
-    /// The path by which this process reaches the directory now, without symbolic links (`/proc/self/fd`). `ENOENT` if it was
-    /// removed.
+    /// The path by which this process reaches the directory now, without symbolic links (`/proc/self/fd`). That of a directory
+    /// that was removed leads nowhere.
     pub fn real_path(&self) -> Result<PathBuf> {
         let target = with_proc_path(self.fd.as_fd(), |path| rustix::fs::readlink(path, Vec::new()))?;
-        if self.stat()?.nlink == 0 {
-            return Err(Errno::NOENT);
-        }
         Ok(OsString::from_vec(target.into_bytes()).into())
     }
 

@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> Result<()> {
             let options: Vec<_> = options.into_iter().collect();
             mounts.push((*peer, bench.mount_over(*peer, lowers.clone(), &options).context("mount")?));
         }
-        all_steps(&bench, &mut mounts, round, &mut seen)?;
+        all_steps(&bench, &mounts, round, &mut seen)?;
     }
     drop(bench);
     seen.print(&peers);
@@ -153,7 +153,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Each step on every peer before the next: what one deletes slows down what another creates later, since ext4 passes over
 /// inodes that were freed a moment ago. The peers take turns in being first.
-fn all_steps(bench: &Bench, mounts: &mut [(Peer, Mount)], round: usize, seen: &mut Seen) -> Result<()> {
+fn all_steps(bench: &Bench, mounts: &[(Peer, Mount)], round: usize, seen: &mut Seen) -> Result<()> {
     for (number, step) in STEPS.iter().enumerate() {
         let mut said = Vec::new();
         let turn = (round + number) % mounts.len();
